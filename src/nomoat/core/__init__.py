@@ -1,0 +1,1 @@
+"""The nouns that every other part shares; imports nothing of ours."""

@@ -1,0 +1,73 @@
+"""The contract between a model and everything else: players, a loss, and what a family may add.
+
+    batch -> draw(batch, generator) -> loss(batch, player, progress) -> Loss(total, count, parts)
+
+All chance that enters a loss is drawn once, for the whole batch, in `draw`; `loss` is then a function of weights,
+batch and progress alone, so that the gradient is the same however the batch is split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from nomoat.core.types import Batch, Loss
+
+Parts = Mapping[str, Any]
+"""Name -> Frozen part, handed to `build`."""
+
+ROLES = ("matrix", "embedding", "head", "vector")
+"""What a parameter is to the optimizer: a hidden matrix (Muon), a table, an output layer, or anything else."""
+
+
+class Family(nn.Module):
+    """A model with its loss. Subclasses add whichever capabilities of `core.types` they have.
+
+    `players` names the groups of parameters that are moved in turn, each by an optimizer of its own. `claims` switches
+    a contract test off, with the reason in words. `splittable = False` where the loss couples the samples.
+    """
+
+    players: ClassVar[tuple[str, ...]] = ("model",)
+    claims: ClassVar[Mapping[str, str]] = {}
+    splittable: ClassVar[bool] = True
+    config: Any
+
+    def loss(self, batch: Batch, player: str = "model", progress: float = 0.0) -> Loss:
+        """The summed loss of `player` on `batch`; `progress` runs from 0 to 1 with the steps."""
+        raise NotImplementedError
+
+    def first_loss(self, batch: Batch) -> float | None:
+        """The analytic loss per count of an untrained model on `batch`, or None where there is none."""
+        return None
+
+    def draw(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """Add all chance that the loss needs (noise, times, masks) to the whole batch, before it is split."""
+        return batch
+
+    def parameters_of(self, player: str) -> Iterator[tuple[str, nn.Parameter]]:
+        """The named parameters that `player` moves."""
+        return self.named_parameters()
+
+    def role_of(self, name: str, parameter: nn.Parameter) -> str:
+        """One of `ROLES`. Default: tables and outputs by module name, other matrices "matrix", the rest "vector"."""
+        leaf = name.rsplit(".", 2)[-2:]
+        if "embed" in leaf[0] or "positions" in leaf[0]:
+            return "embedding"
+        if leaf[0] in ("head", "output"):
+            return "head"
+        return "matrix" if parameter.ndim == 2 else "vector"
+
+    def after_step(self, progress: float) -> None:
+        """Move what no gradient moves (slow teachers)."""
+
+    @property
+    def product(self) -> Family:
+        """The family that is kept: the run's weights, load, serve and export are the product's."""
+        return self
+
+    def example(self, samples: int = 2) -> Batch:
+        """A small valid batch, the same every time."""
+        raise NotImplementedError

@@ -1,0 +1,1 @@
+"""Measuring: metrics and tasks that see only capabilities, never a family."""

@@ -1,0 +1,1 @@
+"""One idea per file: config, modules, loss and generation."""

@@ -1,0 +1,1 @@
+"""Parts of networks: one backbone with its mixers, dialects and memory."""

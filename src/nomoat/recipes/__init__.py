@@ -1,0 +1,1 @@
+"""Choices with names, each with its expected number."""

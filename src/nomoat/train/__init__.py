@@ -1,0 +1,1 @@
+"""Moving weights: the loop, the optimizers, the planner, the launchers."""
