@@ -1,0 +1,68 @@
+"""All verbs on one screen: what each is for, an example to type, and the function that runs it.
+
+A new verb is one line in `VERBS` and one function. The screen holds 34 verbs: one line each, in which the example is
+the name; the groups stand in the margin. Nothing is imported here, and a command's module only when it runs.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+GROUPS = ("make", "use", "improve", "look", "share")
+"""What one wants; the order of the screen. A group without verbs is not shown."""
+
+SCREEN_LINES = 40
+SCREEN_COLUMNS = 80
+
+
+class Verb(NamedTuple):
+    """One verb.
+
+    Args:
+        group: one of `GROUPS`.
+        example: what to type after `nomoat`; its first word is the verb.
+        line: what it is for, at most 41 characters.
+        command: `module:function` of the click command.
+    """
+
+    group: str
+    example: str
+    line: str
+    command: str
+
+    @property
+    def name(self) -> str:
+        return self.example.split()[0]
+
+
+VERBS = (
+    Verb("make", "make notes --budget 30m", "a model from a folder and a budget", "nomoat.cli.making:make"),
+    Verb("make", "plan notes --budget 2h", "what make would do, expect and cost", "nomoat.cli.making:plan"),
+    Verb("make", "train gpt-small batch_size=32", "train a recipe, settings changed", "nomoat.cli.making:train"),
+    Verb("make", "resume last", "go on with a stopped run", "nomoat.cli.making:resume"),
+    Verb("use", 'generate last "def read("', "text from a model, as it is written", "nomoat.cli.using:generate"),
+    Verb("look", "runs", "all runs: state, figure, size", "nomoat.cli.looking:runs"),
+    Verb("look", "evaluate last notes", "bits per byte, or a task's score", "nomoat.cli.looking:evaluate"),
+    Verb("look", "surprise last draft.txt", "the oddest lines of a file, to a model", "nomoat.cli.looking:surprise"),
+    Verb("look", "doctor", "what this machine has, and what ails it", "nomoat.cli.looking:doctor"),
+)
+
+HEAD = "nomoat: a folder and a budget go in, a model you own comes out."
+FOOT = """Every command: --help, --json (one object a line); where it computes, --device.
+RUN is a folder, a name, the beginning of one, or `last`."""
+
+
+def find(name: str) -> Verb | None:
+    """The verb called `name`, or None."""
+    return next((verb for verb in VERBS if verb.name == name), None)
+
+
+def screen(verbs: tuple[Verb, ...] = VERBS) -> str:
+    """The help text: one line a verb, grouped by what one wants."""
+    margin = max(len(group) for group in GROUPS) + 1
+    lines = [HEAD, ""]
+    for group in GROUPS:
+        for number, verb in enumerate(verb for verb in verbs if verb.group == group):
+            title = group if number == 0 else ""
+            lines.append(f"{title:<{margin}}{verb.example:<30} {verb.line}")
+    return "\n".join([*lines, "", *FOOT.splitlines()])
