@@ -1,0 +1,156 @@
+"""Memory: what a stack remembers between calls. One object for all layers; a row of it is a slot.
+
+    reserve(slot, length) -> decode ... decode -> fork | rewind | free
+                               |
+                  each layer's LayerMemory: keys and values (attention), states and snapshots (Mamba)
+
+The lengths live here, once, as Python integers; a layer keeps tensors only. Attention rewinds to any length, a
+state-space layer only to its snapshots, so `rewind` returns the length that all layers reached and the caller feeds
+the rest again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class LayerMemory(Protocol):
+    """What one layer remembers. Rows are slots; the stack's Memory tells it the lengths."""
+
+    def reserve(self, slot: int, length: int) -> None:
+        """Make room for `length` tokens in the slot; what it holds stays."""
+
+    def fork(self, source: int, target: int) -> None:
+        """Make the target slot an independent copy of the source slot, snapshots included."""
+
+    def rewind(self, slot: int, length: int) -> int:
+        """Go back to the greatest length that can be reached and is not above `length`; return it (0 always can)."""
+
+    def free(self, slot: int) -> None:
+        """Forget the slot: the next token written to it is its first."""
+
+    def snapshot(self, slots: Sequence[int], lengths: Sequence[int]) -> None:
+        """Remember the present state of each slot, which holds that many tokens, as a place to rewind to."""
+
+    def bytes(self) -> int:
+        """Bytes held by tensors."""
+
+
+class Memory:
+    """All layers' memories and the number of tokens that each slot holds.
+
+    Args:
+        layers: one LayerMemory a layer, in order; one a cross-attention after them.
+        slots: number of rows.
+        device: where the layers' tensors are.
+    """
+
+    def __init__(self, layers: Sequence[LayerMemory], slots: int, device: torch.device) -> None:
+        self.layers = tuple(layers)
+        self.lengths = [0] * slots
+        self.device = device
+
+    def reserve(self, slot: int, length: int) -> None:
+        """Make room for `length` tokens in the slot."""
+        for layer in self.layers:
+            layer.reserve(slot, length)
+
+    def fork(self, source: int, target: int) -> None:
+        """Make the target slot an independent copy of the source slot."""
+        if source != target:
+            for layer in self.layers:
+                layer.fork(source, target)
+            self.lengths[target] = self.lengths[source]
+
+    def rewind(self, slot: int, length: int) -> int:
+        """Forget all after the first `length` tokens; returns the length reached, from which the caller feeds again."""
+        reached = min(length, self.lengths[slot])
+        while (lowest := min((layer.rewind(slot, reached) for layer in self.layers), default=reached)) < reached:
+            reached = lowest
+        self.lengths[slot] = reached
+        return reached
+
+    def free(self, slot: int) -> None:
+        """Forget the slot."""
+        for layer in self.layers:
+            layer.free(slot)
+        self.lengths[slot] = 0
+
+    def snapshot(self, slots: Sequence[int]) -> None:
+        """Remember where the slots stand, so that every layer can be rewound to here."""
+        lengths = [self.lengths[slot] for slot in slots]
+        for layer in self.layers:
+            layer.snapshot(slots, lengths)
+
+    def advance(self, slots: Sequence[int], counts: Sequence[int], chunk: bool) -> None:
+        """Note that each slot has read `counts` more tokens; after a chunk (more than one column) a snapshot is taken."""
+        for slot, count in zip(slots, counts, strict=True):
+            self.lengths[slot] += count
+        if chunk:
+            self.snapshot(slots)
+
+    def bytes(self) -> int:
+        """Bytes held by all layers."""
+        return sum(layer.bytes() for layer in self.layers)
+
+
+class AttentionMemory:
+    """Keys and values [slots, G, capacity, K] of one attention layer; garbage after each slot's length is never seen.
+
+    Args:
+        slots: number of rows.
+        capacity: tokens that fit before the tensors must grow.
+        heads: key-value heads G.
+        head_width: K.
+        like: a tensor whose dtype and device the memory takes.
+    """
+
+    def __init__(self, slots: int, capacity: int, heads: int, head_width: int, like: Tensor) -> None:
+        self.keys = like.new_zeros(slots, heads, capacity, head_width)
+        self.values = torch.zeros_like(self.keys)
+
+    def reserve(self, slot: int, length: int) -> None:
+        """Grow to hold `length` tokens, by half at least, so that token after token costs little."""
+        capacity = self.keys.shape[2]
+        if length > capacity:
+            more = max(length - capacity, capacity // 2)
+            self.keys, self.values = (torch.nn.functional.pad(old, (0, 0, 0, more)) for old in (self.keys, self.values))
+
+    def write(
+        self, keys_BLGK: Tensor, values_BLGK: Tensor, slots: Tensor, index_BL: Tensor, valid_BL: Tensor | None
+    ) -> None:
+        """Put each valid position at its index in its slot."""
+        if valid_BL is None:
+            where = (slots[:, None], slice(None), index_BL)
+        else:
+            row, column = valid_BL.nonzero(as_tuple=True)
+            where = (slots[row], slice(None), index_BL[row, column])
+            keys_BLGK, values_BLGK = keys_BLGK[row, column], values_BLGK[row, column]
+        self.keys[where] = keys_BLGK.to(self.keys.dtype)
+        self.values[where] = values_BLGK.to(self.values.dtype)
+
+    def read(self, rows: slice | Tensor, reach: int) -> tuple[Tensor, Tensor]:
+        """Keys and values [B, G, reach, K] of the rows: views where the rows are a slice."""
+        return self.keys[rows, :, :reach], self.values[rows, :, :reach]
+
+    def fork(self, source: int, target: int) -> None:
+        """Copy the slot."""
+        self.keys[target], self.values[target] = self.keys[source], self.values[source]
+
+    def rewind(self, slot: int, length: int) -> int:
+        """Any length can be reached: what lies behind it is not seen and written over."""
+        return length
+
+    def free(self, slot: int) -> None:
+        """Nothing to do: what lies behind the length is not seen."""
+
+    def snapshot(self, slots: Sequence[int], lengths: Sequence[int]) -> None:
+        """Nothing to do: every length can be reached."""
+
+    def bytes(self) -> int:
+        """Bytes of keys and values."""
+        return self.keys.nbytes + self.values.nbytes
