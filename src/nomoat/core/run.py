@@ -1,0 +1,385 @@
+"""The run directory: the only thing that stages share.
+
+recipe -> Run.create -> runs/<date>-<name>-<hash>/ -> note, decide, checkpoints -> Run.open -> load -> Family
+
+recipe.json      the resolved recipe            environment.json   machine and versions
+metrics.jsonl    one line an event              decisions.jsonl    what was measured or chosen, and why
+checkpoints/     step-N/                        samples/           what the model wrote on the way
+ledger.json      whose data, which licences     card.md card.json  what it is, cost and can do
+STATUS           running, done, stopped, failed lock               held by the process that trains
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import re
+import secrets
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from nomoat.core import durable
+from nomoat.core.config import fingerprint, from_json, to_json
+from nomoat.core.errors import CheckpointError, RunError, nearest
+from nomoat.core.recipe import Recipe, Ref
+
+if TYPE_CHECKING:
+    from nomoat.core.family import Family
+
+STATUSES = ("running", "done", "stopped", "failed")
+TAIL_BYTES = 65_536
+
+Watch = Callable[[dict[str, Any]], None]
+
+
+def runs_root() -> Path:
+    """Return the folder that holds the runs: $NOMOAT_RUNS, or `runs` in the working directory."""
+    return Path(os.environ.get("NOMOAT_RUNS") or "runs")
+
+
+class Run:
+    """A run directory. One process at a time may train in it (`lock`); any number may read it.
+
+    Args:
+        path: the directory.
+        recipe: what it trains.
+    """
+
+    def __init__(self, path: Path, recipe: Recipe) -> None:
+        self.path, self.recipe = path, recipe
+        self.watch: Watch | None = None
+        self._locks = 0
+
+    @classmethod
+    def create(cls, root: Path | str | None, name: str, recipe: Recipe) -> Run:
+        """Make a new directory `root/<date>-<name>-<first 8 digits of the recipe's hash>`; a second one gets `-2`.
+
+        Args:
+            root: the folder of runs; None: `runs_root()`.
+            name: for people; anything but letters, digits, dots and dashes becomes a dash.
+            recipe: saved as recipe.json.
+
+        Raises:
+            RunError: the folder cannot be written.
+            ConfigError: the recipe holds something that cannot be saved.
+        """
+        root = Path(root) if root is not None else runs_root()
+        label = re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-.").lower()[:40] or "run"
+        stem = f"{datetime.date.today().isoformat()}-{label}-{fingerprint(recipe)[:8]}"
+        fresh = cls(root / f".new-{os.getpid()}-{secrets.token_hex(4)}", recipe)
+        try:
+            for folder in (fresh.checkpoints, fresh.path / "samples"):
+                folder.mkdir(parents=True)
+            fresh.write_json("recipe.json", to_json(recipe))
+            fresh.write_json("environment.json", _environment())
+            fresh.mark("running")
+            target = fresh._settle(root, stem)
+        except OSError as error:
+            raise RunError(
+                f"no run can be made in {root}", str(error), "set $NOMOAT_RUNS to a folder that can be written"
+            ) from error
+        return cls(target, recipe)
+
+    def _settle(self, root: Path, stem: str) -> Path:
+        """Rename into place, whole, so that no half-made directory ever looks like a run."""
+        number = 1
+        while True:
+            target = root / (stem if number == 1 else f"{stem}-{number}")
+            try:
+                if not target.exists():
+                    self.path.rename(target)
+                    durable.sync_folder(root)
+                    return target
+            except OSError:
+                if not target.exists():  # otherwise another process took the name meanwhile
+                    raise
+            number += 1
+
+    @classmethod
+    def open(cls, where: Path | str | Ref | Run) -> Run:
+        """Open a run by path, by name or unique prefix or part of a name below the runs root, or `last`.
+
+        Raises:
+            RunError: there is none (the nearest is named), or several fit.
+            ConfigError: its recipe is of another version of nomoat.
+        """
+        if isinstance(where, Run):
+            return where
+        path = _locate(str(where.run if isinstance(where, Ref) else where))
+        try:
+            data = json.loads((path / "recipe.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RunError(f"{path} is not a run", f"its recipe.json cannot be read: {error}") from error
+        recipe = from_json(data)
+        if not isinstance(recipe, Recipe):
+            raise RunError(f"{path} is not a run", "its recipe.json is no recipe")
+        return cls(path, recipe)
+
+    @property
+    def name(self) -> str:
+        """The directory's name."""
+        return self.path.name
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of step-N directories."""
+        return self.path / "checkpoints"
+
+    @property
+    def status(self) -> str:
+        """What STATUS says; `stopped` where it says running and nobody holds the lock."""
+        return _status(self.path)
+
+    def mark(self, status: str) -> None:
+        """Write STATUS: one of `STATUSES`."""
+        assert status in STATUSES
+        self.write_text("STATUS", status + "\n")
+
+    @contextmanager
+    def lock(self) -> Iterator[Run]:
+        """Hold the run for this process; the system lets go when the process ends, however it ends.
+
+        Raises:
+            RunError: another process holds it (its id is named), or this file system has no locks.
+        """
+        if self._locks:
+            self._locks += 1
+            try:
+                yield self
+            finally:
+                self._locks -= 1
+            return
+        handle = self._acquire()
+        self._locks = 1
+        try:
+            yield self
+        finally:
+            self._locks = 0
+            os.close(handle)
+
+    def _acquire(self) -> int:
+        try:
+            return durable.acquire(self.path / "lock")
+        except BlockingIOError:
+            pid = durable.holder(self.path / "lock") or "unknown"
+            raise RunError(
+                f"{self.name} is in use by process {pid}",
+                "two processes in one run would write over each other",
+                "wait for it" if pid == "unknown" else f"wait for it, or stop it: `kill -INT {pid}`",
+            ) from None
+        except OSError as error:
+            raise RunError(
+                f"{self.path} cannot be locked", str(error), "put the runs on a local disk: $NOMOAT_RUNS"
+            ) from error
+
+    def note(self, kind: str, **fields: Any) -> None:
+        """Append one event to metrics.jsonl and hand it to `self.watch`.
+
+        Args:
+            kind: what happened: `step`, `evaluate`, `sample`, `warning`, ...
+            fields: numbers (also of numpy or torch), texts, lists; `step` is the number of steps done.
+        """
+        event = {"kind": kind, "time": time.time(), **{name: _plain(value) for name, value in fields.items()}}
+        durable.append(self.path / "metrics.jsonl", event)
+        if self.watch is not None:
+            self.watch(event)
+
+    def metrics(self, kind: str | None = None) -> list[dict[str, Any]]:
+        """Return the events noted so far, in order; a line torn by a kill is left out."""
+        return [event for event in durable.lines(self.path / "metrics.jsonl") if kind in (None, event.get("kind"))]
+
+    def rewind(self, step: int) -> int:
+        """Drop the events of steps after `step`, so that a resumed run counts nothing twice; returns how many."""
+        events = self.metrics()
+        kept = [event for event in events if not (isinstance(event.get("step"), int) and event["step"] > step)]
+        if len(kept) < len(events):
+            self.write_text("metrics.jsonl", "".join(durable.dump(event) for event in kept))
+        return len(events) - len(kept)
+
+    def decide(self, name: str, value: Any, step: int, why: str) -> None:
+        """Append a decision to decisions.jsonl, on disk before this returns: resume replays it, never measures again.
+
+        Args:
+            name: what was decided: `steps`, `precision`, `threads`, ...
+            value: JSON, or a frozen dataclass.
+            step: from which step on it holds.
+            why: the measurement or the reason, in words.
+        """
+        line = {"name": name, "value": to_json(value), "step": step, "why": why}
+        durable.append(self.path / "decisions.jsonl", line, sync=True)
+
+    def decisions(self, name: str | None = None) -> list[dict[str, Any]]:
+        """Return the decisions in the order made: dicts of name, value, step, why."""
+        found = [line for line in durable.lines(self.path / "decisions.jsonl") if name in (None, line.get("name"))]
+        return [{**line, "value": from_json(line.get("value"))} for line in found]
+
+    def decided(self, name: str, default: Any = None, step: int | None = None) -> Any:
+        """Return the value that holds for `name` (at `step`, or now), or `default` where nothing was decided."""
+        found = [line["value"] for line in self.decisions(name) if step is None or line["step"] <= step]
+        return found[-1] if found else default
+
+    def write_text(self, name: str, text: str) -> Path:
+        """Write a file of the run whole or not at all; returns its path."""
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        durable.replace(path, text.encode())
+        return path
+
+    def write_json(self, name: str, data: Any) -> Path:
+        """Write `data` (JSON, or anything `to_json` takes) whole or not at all; returns its path."""
+        return self.write_text(name, json.dumps(to_json(data), indent=2, ensure_ascii=False) + "\n")
+
+    def read_json(self, name: str) -> Any:
+        """Return what a JSON file of the run holds, or None where there is no such file."""
+        path = self.path / name
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+class RunSummary(NamedTuple):
+    """One line of the list of runs. `step`, `loss` and `bits_per_byte` are the last noted, None where there is none."""
+
+    name: str
+    path: Path
+    status: str
+    about: str
+    created: float
+    step: int | None
+    loss: float | None
+    bits_per_byte: float | None
+
+
+def listing(root: Path | str | None = None) -> list[RunSummary]:
+    """Return the runs below `root` (default: `runs_root()`), oldest first; imports no torch."""
+    root = Path(root) if root is not None else runs_root()
+    if not root.is_dir():
+        return []
+    found = [_summary(path) for path in root.iterdir() if not path.name.startswith(".") and _is_run(path)]
+    return sorted(found, key=lambda summary: (summary.created, summary.name))
+
+
+def load(
+    ref: Ref | Run | Path | str,
+    weights: str | None = None,
+    parts: Mapping[str, Any] | None = None,
+    watch: Watch | None = None,
+) -> Family:
+    """Return the trained model of a run, on the CPU, in eval mode and without gradients; the one place that does so.
+
+    The newest checkpoint that verifies is taken; where a newer one is damaged, `watch` is told, or else standard error.
+
+    Args:
+        ref: a run, its path or name, or a Ref, whose SHA-256 is held against the weights.
+        weights: `ema` or `weights`; None: the slow copy where there is one, else the weights.
+        parts: handed to `recipe.build`.
+        watch: receives {"kind": "warning", "text": ...}.
+
+    Raises:
+        RunError: no such run.
+        CheckpointError: no checkpoint verifies, or it is not the one that the Ref names.
+    """
+    from nomoat.core import checkpoint
+
+    run = Run.open(ref)
+    found = checkpoint.latest(run.checkpoints)
+    if found is None:
+        raise CheckpointError(f"{run.name} has no checkpoint yet", "", f"train it: `nomoat resume {run.name}`")
+    for warning in found.warnings():
+        (watch or _say)({"kind": "warning", "text": warning})
+    group = weights or ("ema" if "ema" in checkpoint.groups(found.path) else "weights")
+    wanted = ref.sha256 if isinstance(ref, Ref) else None
+    if wanted and wanted != checkpoint.digest(found.path, group):
+        raise CheckpointError(
+            f"{run.name} no longer holds the weights that were asked for",
+            f"wanted SHA-256 {wanted[:12]}..., found {checkpoint.digest(found.path, group)[:12]}...",
+            "it was trained further, or changed; name it without the hash to take it as it is",
+        )
+    family = run.recipe.build(parts)
+    family.load_state_dict(checkpoint.read(found.path, group))
+    return family.product.eval().requires_grad_(False)
+
+
+def _say(event: Mapping[str, Any]) -> None:
+    sys.stderr.write(f"{event['text']}\n")
+
+
+def _locate(text: str) -> Path:
+    root = runs_root()
+    for path in (Path(text), root / text):
+        if text and _is_run(path):
+            return path
+    known = listing(root)
+    if text == "last" and known:
+        return known[-1].path
+    for fits in ([run for run in known if run.name.startswith(text)], [run for run in known if text in run.name]):
+        if len(fits) == 1:
+            return fits[0].path
+        if fits:
+            raise RunError(f"`{text}` names {len(fits)} runs", ", ".join(run.name for run in fits), "name one of them")
+    raise RunError(
+        f"there is no run `{text}`",
+        f"looked in {root.resolve()}, which holds {len(known)} runs"
+        if Path(text) != root
+        else "that is the folder of runs",
+        nearest(text, [run.name for run in known]) or "`nomoat runs` lists them; $NOMOAT_RUNS says where they are",
+    )
+
+
+def _is_run(path: Path) -> bool:
+    return (path / "recipe.json").is_file()
+
+
+def _summary(path: Path) -> RunSummary:
+    about, created = "", path.stat().st_mtime
+    try:
+        about = str(json.loads((path / "recipe.json").read_text(encoding="utf-8")).get("about", ""))
+        created = float(json.loads((path / "environment.json").read_text(encoding="utf-8"))["created"])
+    except (OSError, ValueError, KeyError, AttributeError):
+        pass  # a damaged run is still listed, by what its folder shows
+    last: dict[str, Any] = {}
+    for event in durable.lines(path / "metrics.jsonl", TAIL_BYTES):
+        last |= {name: event[name] for name in ("step", "loss", "bits_per_byte") if event.get(name) is not None}
+    return RunSummary(
+        path.name, path, _status(path), about, created, last.get("step"), last.get("loss"), last.get("bits_per_byte")
+    )
+
+
+def _status(path: Path) -> str:
+    try:
+        said = (path / "STATUS").read_text(encoding="utf-8").strip()
+    except OSError:
+        said = ""
+    if said == "running" and durable.holder(path / "lock") is None:
+        return "stopped"
+    return said if said in STATUSES else "stopped"
+
+
+def _plain(value: Any) -> Any:
+    """Numbers of numpy and torch as Python's, arrays as lists; what JSON has no word for as text."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    return str(value)
+
+
+def _environment() -> dict[str, Any]:
+    import nomoat
+
+    return {
+        "created": time.time(),
+        "nomoat": nomoat.__version__,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+    }
