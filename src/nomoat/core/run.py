@@ -232,8 +232,8 @@ class Run:
         return path
 
     def write_json(self, name: str, data: Any) -> Path:
-        """Write `data` (JSON, or anything `to_json` takes) whole or not at all; returns its path."""
-        return self.write_text(name, json.dumps(to_json(data), indent=2, ensure_ascii=False) + "\n")
+        """Write `data` (JSON; also frozen dataclasses and paths, by `to_json`) whole or not at all; returns its path."""
+        return self.write_text(name, json.dumps(data, indent=2, ensure_ascii=False, default=_as_json) + "\n")
 
     def read_json(self, name: str) -> Any:
         """Return what a JSON file of the run holds, or None where there is no such file."""
@@ -357,6 +357,10 @@ def _status(path: Path) -> str:
     if said == "running" and durable.holder(path / "lock") is None:
         return "stopped"
     return said if said in STATUSES else "stopped"
+
+
+def _as_json(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else to_json(value)
 
 
 def _plain(value: Any) -> Any:
