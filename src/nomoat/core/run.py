@@ -232,7 +232,7 @@ class Run:
         return path
 
     def write_json(self, name: str, data: Any) -> Path:
-        """Write `data` (JSON; also frozen dataclasses and paths, by `to_json`) whole or not at all; returns its path."""
+        """Write JSON (also frozen dataclasses and paths, by `to_json`) whole or not at all; returns its path."""
         return self.write_text(name, json.dumps(data, indent=2, ensure_ascii=False, default=_as_json) + "\n")
 
     def read_json(self, name: str) -> Any:
