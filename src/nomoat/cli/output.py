@@ -41,7 +41,7 @@ class Output(Protocol):
         """What is wrong, why, and the way out."""
 
 
-def plain(value: Any) -> Any:  # noqa: ANN401
+def plain(value: Any) -> Any:
     """`value` as JSON can hold it: paths as strings, records as objects, no NaN, no infinity."""
     if is_dataclass(value) and not isinstance(value, type):
         return plain(asdict(value))

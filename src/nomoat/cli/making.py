@@ -1,0 +1,126 @@
+"""make, plan, train, resume: the commands that end with a model.
+
+arguments -> nomoat.verbs.make(..., watch=display) -> Run -> the report, the card's path, the next commands to type
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from nomoat.cli import options
+from nomoat.cli.display import watching
+from nomoat.cli.output import Output
+from nomoat.cli.restart import with_allocator
+
+if TYPE_CHECKING:
+    from nomoat.core.run import Run
+
+
+@click.command()
+@click.argument("path", required=False, type=click.Path(exists=True))
+@options.budget
+@options.licence
+@options.seed
+@options.device
+@options.as_json
+@click.pass_obj
+def make(
+    output: Output,
+    path: str | None,
+    budget: str,
+    price_per_hour: float | None,
+    watts: float | None,
+    licence: str | None,
+    seed: int,
+    device: str,
+) -> None:
+    """Make a model from a file or folder, within a budget.
+
+    PATH holds txt, md, code, html, csv, jsonl or parquet, each also as .gz, .zst or in a .zip. Without PATH: the
+    modules of Python's standard library. The budget is for everything, from reading to the report.
+    """
+    with_allocator()
+    from nomoat import verbs
+
+    with watching(output, f"nomoat make {path or ''}".rstrip() + f" · {budget}") as watch:
+        run = verbs.make(path, budget, licence, device, price_per_hour, watts, seed, watch)
+    _ended(output, run)
+
+
+@click.command()
+@click.argument("path", required=False, type=click.Path(exists=True))
+@options.budget
+@options.licence
+@options.device
+@options.as_json
+@click.pass_obj
+def plan(
+    output: Output,
+    path: str | None,
+    budget: str,
+    price_per_hour: float | None,
+    watts: float | None,
+    licence: str | None,
+    device: str,
+) -> None:
+    """Show what `make` would do with PATH: model, time, loss, memory, cost, and how sure that is.
+
+    PATH is a file or folder, or the name of a recipe (see `nomoat train --help`).
+    """
+    with_allocator()
+    from nomoat import verbs
+
+    with watching(output, "nomoat plan") as watch:
+        made = verbs.plan(path, budget, licence, device, price_per_hour, watts, watch)
+    output.result({"run": None, "plan": made.expected, "recipe": made.recipe}, made.as_text())
+
+
+@click.command()
+@click.argument("recipe")
+@click.argument("overrides", nargs=-1, metavar="[a.b=c]...")
+@click.option("--processes", type=int, help="How many processes share each batch. [the recipe's, 1]")
+@options.device
+@options.as_json
+@click.pass_obj
+def train(output: Output, recipe: str, overrides: tuple[str, ...], processes: int | None, device: str) -> None:
+    """Train RECIPE (a name or a .py file), with settings changed by a.b=c."""
+    with_allocator()
+    from nomoat import verbs
+
+    changes = (*overrides, *((f"processes={processes}",) if processes else ()))
+    with watching(output, f"nomoat train {recipe}") as watch:
+        run = verbs.train(recipe, changes, device=device, watch=watch)
+    _ended(output, run)
+
+
+@click.command()
+@click.argument("run")
+@options.device
+@options.as_json
+@click.pass_obj
+def resume(output: Output, run: str, device: str) -> None:
+    """Go on with RUN where its last good checkpoint is; the result is the same as without the stop."""
+    with_allocator()
+    from nomoat import verbs
+
+    with watching(output, f"nomoat resume {run}") as watch:
+        resumed = verbs.resume(run, device=device, watch=watch)
+    _ended(output, resumed)
+
+
+def _ended(output: Output, run: Run) -> None:
+    """The last words: the report, where the card is, and what to type next."""
+    card = run.read_json("card.json") or {}
+    report = run.path / "report.txt"
+    text = report.read_text(encoding="utf-8") if report.exists() else ""
+    text += f"""
+Run: {run.path}     card: {run.path / "card.md"}
+
+  nomoat generate last "..."      text from it
+  nomoat surprise last FILE       the oddest lines of a file
+  nomoat evaluate last PATH       bits per byte on other text
+  nomoat resume last              train it further, if it was stopped
+"""
+    output.result({"run": str(run.path), "status": run.status, "card": card}, text.strip("\n"))
