@@ -19,28 +19,29 @@ from numpy.typing import ArrayLike, NDArray
 
 from nomoat.core.errors import ConfigError
 
-ROUNDS = 8
+ROUNDS = 6
 SMALL = 256  # below it a Feistel network has too few bits to mix: sort by keyed hashes instead
 PERIOD = 4096
+GOLDEN, FIRST, SECOND = np.array([0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB], dtype=np.uint64)
 
 Indices = NDArray[np.int64]
 Words = NDArray[np.uint64]
 
 
-def mix(word: ArrayLike) -> Words:
+def _mix(word: ArrayLike) -> Words:
     """Scramble 64-bit words, one to one (the finalizer of SplitMix64, Steele et al. 2014)."""
     mixed = np.asarray(word, dtype=np.uint64)
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * FIRST
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * SECOND
     return mixed ^ (mixed >> np.uint64(31))
 
 
 def key(*words: ArrayLike) -> Words:
     """One 64-bit key of several integers (arrays are taken element by element)."""
     with np.errstate(over="ignore"):
-        made = np.uint64(0x9E3779B97F4A7C15)
+        made = np.asarray(GOLDEN)
         for word in words:
-            made = mix(made + np.uint64(0x9E3779B97F4A7C15) + mix(_word(word)))
+            made = _mix(made + GOLDEN + _mix(_word(word)))
     return np.asarray(made, dtype=np.uint64)
 
 
@@ -52,9 +53,11 @@ def permute(index: ArrayLike, size: int, keys: ArrayLike) -> Indices:
     if size < 1:
         raise ConfigError(f"Nothing can be drawn from {size} items", fix="Give at least one")
     index_N = np.atleast_1d(np.asarray(index, dtype=np.int64))
-    if len(index_N) and not (0 <= index_N.min() and index_N.max() < size):
+    if len(index_N) and (index_N.min() < 0 or index_N.max() >= size):
         raise IndexError(f"index outside 0..{size - 1}")
     key_N = np.broadcast_to(_word(keys), index_N.shape)
+    if (key_N == key_N[:1]).all():
+        key_N = key_N[:1]  # one key for all, the usual case: its round keys are made once
     with np.errstate(over="ignore"):
         moved_N = _sorted_hashes(index_N, size, key_N) if size <= SMALL else _feistel(index_N, size, key_N)
     return moved_N.reshape(np.shape(index))
@@ -101,25 +104,45 @@ class Order:
 
     Args:
         sizes: items in each source.
-        weights: share of each source; None: by size.
+        weights: share of each source; None: each item of all of them once an epoch.
         seed: another seed, another order.
     """
 
     def __init__(self, sizes: Sequence[int], weights: Sequence[float] | None, seed: int) -> None:
-        self.sizes, self.seed = tuple(sizes), seed
-        self.schedule = Schedule(weights if weights is not None else self.sizes)
-        if len(self.schedule.counts) != len(self.sizes):
+        self.sizes, self.seed = tuple(int(size) for size in sizes), seed
+        self.firsts = np.cumsum([0, *self.sizes])
+        self.schedule = Schedule(weights) if weights is not None else None
+        if self.schedule and len(self.schedule.counts) != len(self.sizes):
             raise ConfigError(f"{len(self.schedule.counts)} weights for {len(self.sizes)} sources", fix="Give one each")
+
+    @property
+    def epoch_samples(self) -> int:
+        """Samples after which every item of every source has been drawn."""
+        if self.schedule is None:
+            return int(self.firsts[-1])
+        last = 0
+        for source, size in enumerate(self.sizes):
+            periods, draw_in_period = divmod(size - 1, int(self.schedule.counts[source]))
+            place = np.flatnonzero(self.schedule.source_P == source)[draw_in_period]
+            last = max(last, periods * len(self.schedule.source_P) + int(place) + 1)
+        return last
 
     def at(self, samples: ArrayLike) -> tuple[Indices, Indices, Indices]:
         """Source, item and epoch of each sample [n]."""
-        source_N, draw_N = self.schedule.at(np.atleast_1d(samples))
+        sample_N = np.atleast_1d(np.asarray(samples, dtype=np.int64))
+        if self.schedule is None:
+            total = int(self.firsts[-1])
+            epoch_N, slot_N = np.divmod(sample_N, max(total, 1))
+            place_N = permute(slot_N, total, key(self.seed, -1, epoch_N))
+            source_N = np.searchsorted(self.firsts, place_N, side="right") - 1
+            return source_N, place_N - self.firsts[source_N], epoch_N
+        source_N, draw_N = self.schedule.at(sample_N)
         item_N, epoch_N = np.zeros_like(draw_N), np.zeros_like(draw_N)
         for source in np.unique(source_N):
             here = source_N == source
             size = self.sizes[source]
-            epoch_N[here], slots = np.divmod(draw_N[here], size)
-            item_N[here] = permute(slots, size, key(self.seed, source, epoch_N[here]))
+            epoch_N[here], slot_N = np.divmod(draw_N[here], size)
+            item_N[here] = permute(slot_N, size, key(self.seed, int(source), epoch_N[here]))
         return source_N, item_N, epoch_N
 
 
@@ -135,35 +158,36 @@ def _feistel(index_N: Indices, size: int, key_N: Words) -> Indices:
     right_bits = np.uint64(bits // 2)
     right_mask = np.uint64((1 << (bits // 2)) - 1)
     left_mask = np.uint64((1 << (bits - bits // 2)) - 1)
-    round_keys = [mix(key_N + np.uint64(turn + 1) * np.uint64(0x9E3779B97F4A7C15)) for turn in range(ROUNDS)]
+    round_keys = _mix(key_N + np.arange(1, ROUNDS + 1, dtype=np.uint64)[:, None] * GOLDEN)  # [rounds, n or 1]
     word_N = index_N.astype(np.uint64)
     todo = np.arange(len(index_N))
     while len(todo):
         word = word_N[todo]
+        turn_keys = round_keys[:, todo] if len(key_N) > 1 else round_keys
         left, right = word >> right_bits, word & right_mask
-        for turn, round_key in enumerate(round_keys):
+        for turn, turn_key in enumerate(turn_keys):
             if turn % 2:
-                right = right ^ (_scramble(left, round_key[todo]) & right_mask)
+                right = right ^ (_scramble(left, turn_key) & right_mask)
             else:
-                left = left ^ (_scramble(right, round_key[todo]) & left_mask)
+                left = left ^ (_scramble(right, turn_key) & left_mask)
         word_N[todo] = word = (left << right_bits) | right
         todo = todo[word >= size]
     return word_N.astype(np.int64)
 
 
 def _scramble(half: Words, round_key: Words) -> Words:
-    mixed = (half ^ round_key) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(32))) * np.uint64(0x94D049BB133111EB)
+    mixed = (half ^ round_key) * FIRST
+    mixed = (mixed ^ (mixed >> np.uint64(32))) * SECOND
     return mixed >> np.uint64(32)
 
 
 def _sorted_hashes(index_N: Indices, size: int, key_N: Words) -> Indices:
     """The rank order of one hash a slot is a uniform permutation; one sort for each key."""
-    keys_U, which_N = np.unique(key_N, return_inverse=True)
+    keys_U, which_N = np.unique(np.broadcast_to(key_N, index_N.shape), return_inverse=True)
     moved_N = np.empty_like(index_N)
     step = max(1, 2**20 // size)  # keys at a time, to bound memory
     for first in range(0, len(keys_U), step):
-        hashes = mix(mix(keys_U[first : first + step, None]) + np.arange(1, size + 1, dtype=np.uint64))
+        hashes = _mix(_mix(keys_U[first : first + step, None]) + np.arange(1, size + 1, dtype=np.uint64))
         order = np.argsort(hashes, axis=1, kind="stable")
         here = (which_N >= first) & (which_N < first + step)
         moved_N[here] = order[which_N[here] - first, index_N[here]]
