@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -44,27 +45,31 @@ class Memory:
     """All layers' memories and the number of tokens that each slot holds.
 
     Args:
-        layers: one LayerMemory a layer, in order; one a cross-attention after them.
+        layers: one LayerMemory a layer, in order.
         slots: number of rows.
-        device: where the layers' tensors are.
+        contexts: one ContextMemory a layer where the stack has cross-attention, else none.
+
+    `lengths` are the tokens and `context_lengths` the columns of context that each slot holds.
     """
 
-    def __init__(self, layers: Sequence[LayerMemory], slots: int, device: torch.device) -> None:
-        self.layers = tuple(layers)
-        self.lengths = [0] * slots
-        self.device = device
+    def __init__(self, layers: Sequence[LayerMemory], slots: int, contexts: Sequence[ContextMemory] = ()) -> None:
+        self.layers, self.contexts = tuple(layers), tuple(contexts)
+        self.lengths, self.context_lengths, self.reserved = [0] * slots, [0] * slots, [0] * slots
 
     def reserve(self, slot: int, length: int) -> None:
         """Make room for `length` tokens in the slot."""
-        for layer in self.layers:
-            layer.reserve(slot, length)
+        if length > self.reserved[slot]:
+            self.reserved[slot] = length
+            for layer in self.layers:
+                layer.reserve(slot, length)
 
     def fork(self, source: int, target: int) -> None:
         """Make the target slot an independent copy of the source slot."""
         if source != target:
-            for layer in self.layers:
+            for layer in (*self.layers, *self.contexts):
                 layer.fork(source, target)
-            self.lengths[target] = self.lengths[source]
+            for held in (self.lengths, self.context_lengths):
+                held[target] = held[source]
 
     def rewind(self, slot: int, length: int) -> int:
         """Forget all after the first `length` tokens; returns the length reached, from which the caller feeds again."""
@@ -75,10 +80,10 @@ class Memory:
         return reached
 
     def free(self, slot: int) -> None:
-        """Forget the slot."""
+        """Forget the slot, its context too."""
         for layer in self.layers:
             layer.free(slot)
-        self.lengths[slot] = 0
+        self.lengths[slot] = self.context_lengths[slot] = 0
 
     def snapshot(self, slots: Sequence[int]) -> None:
         """Remember where the slots stand, so that every layer can be rewound to here."""
@@ -87,7 +92,7 @@ class Memory:
             layer.snapshot(slots, lengths)
 
     def advance(self, slots: Sequence[int], counts: Sequence[int], chunk: bool) -> None:
-        """Note that each slot has read `counts` more tokens; after a chunk (more than one column) a snapshot is taken."""
+        """Note that each slot has read `counts` more tokens; after a chunk (of more than one) take a snapshot."""
         for slot, count in zip(slots, counts, strict=True):
             self.lengths[slot] += count
         if chunk:
@@ -95,7 +100,7 @@ class Memory:
 
     def bytes(self) -> int:
         """Bytes held by all layers."""
-        return sum(layer.bytes() for layer in self.layers)
+        return sum(layer.bytes() for layer in (*self.layers, *self.contexts))
 
 
 class AttentionMemory:
@@ -106,7 +111,7 @@ class AttentionMemory:
         capacity: tokens that fit before the tensors must grow.
         heads: key-value heads G.
         head_width: K.
-        like: a tensor whose dtype and device the memory takes.
+        like: a tensor on the device and of the dtype that the memory takes.
     """
 
     def __init__(self, slots: int, capacity: int, heads: int, head_width: int, like: Tensor) -> None:
@@ -118,24 +123,23 @@ class AttentionMemory:
         capacity = self.keys.shape[2]
         if length > capacity:
             more = max(length - capacity, capacity // 2)
-            self.keys, self.values = (torch.nn.functional.pad(old, (0, 0, 0, more)) for old in (self.keys, self.values))
+            self.keys, self.values = F.pad(self.keys, (0, 0, 0, more)), F.pad(self.values, (0, 0, 0, more))
 
     def write(
         self, keys_BLGK: Tensor, values_BLGK: Tensor, slots: Tensor, index_BL: Tensor, valid_BL: Tensor | None
     ) -> None:
-        """Put each valid position at its index in its slot."""
-        if valid_BL is None:
-            where = (slots[:, None], slice(None), index_BL)
-        else:
+        """Put each valid position at its index in its slot. No gradient flows into a memory."""
+        where: tuple[Tensor | slice, ...] = (slots[:, None], slice(None), index_BL)
+        if valid_BL is not None:
             row, column = valid_BL.nonzero(as_tuple=True)
             where = (slots[row], slice(None), index_BL[row, column])
             keys_BLGK, values_BLGK = keys_BLGK[row, column], values_BLGK[row, column]
-        self.keys[where] = keys_BLGK.to(self.keys.dtype)
-        self.values[where] = values_BLGK.to(self.values.dtype)
+        self.keys[where] = keys_BLGK.detach().to(self.keys.dtype)
+        self.values[where] = values_BLGK.detach().to(self.values.dtype)
 
-    def read(self, rows: slice | Tensor, reach: int) -> tuple[Tensor, Tensor]:
-        """Keys and values [B, G, reach, K] of the rows: views where the rows are a slice."""
-        return self.keys[rows, :, :reach], self.values[rows, :, :reach]
+    def read(self, rows: slice | Tensor, reach: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Keys and values [B, G, reach, K] of the rows: views where the rows are a slice and the dtype is kept."""
+        return self.keys[rows, :, :reach].to(dtype), self.values[rows, :, :reach].to(dtype)
 
     def fork(self, source: int, target: int) -> None:
         """Copy the slot."""
@@ -154,3 +158,7 @@ class AttentionMemory:
     def bytes(self) -> int:
         """Bytes of keys and values."""
         return self.keys.nbytes + self.values.nbytes
+
+
+ContextMemory = AttentionMemory
+"""Keys and values of a cross-attention layer: written once for each slot, when its context is known."""

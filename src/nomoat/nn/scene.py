@@ -1,6 +1,6 @@
 """Scene: everything a mixer must know about a call, resolved once per call of the stack.
 
-    positions, ports, memory lengths -> Scene -> every layer's mixer(x_BLD, scene, layer_memory) -> y_BLD
+    positions, ports, memory lengths -> resolve (nn/resolve.py) -> Scene -> every mixer(x_BLD, scene, memory) -> y_BLD
 
 A mixer is a module with
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -28,16 +29,20 @@ class Scene:
         slots: int64 [B], the row of the memory that each row of the batch continues; None: no memory.
         rows: `slots` as an index: a slice where they are consecutive (no copy), else the tensor itself.
         lengths: tokens that each row's slot held before this call, as Python integers; empty without a memory.
-        lengths_B: the same as a tensor.
+        counts: valid tokens of each row in this call; empty without a memory.
+        lengths_B: `lengths` as a tensor.
         reach: with a memory, how many of its columns hold anything after this call.
-        order_BL: with a memory or padding, the index [B, L] of each position among the valid ones of its slot.
-        angles: cosine and sine [B or 1, L, 1, K'] for the rotary embedding; None: no rotary positions.
+        order_BL: [1 or B, L], the index of each position among the valid ones of its row and slot.
+        positions: what was passed, else `order_BL`: [1 or B, L] or [B, L, axes].
+        angles: cosine and sine [1 or B, L, 1, K'/2] for the rotary embedding; None: no rotary positions.
         triangle: attention is causal and the kernel draws the triangle itself (no mask is needed).
-        mask: attention's mask, boolean (True: seen) or added to the scores, [B or 1, H or 1, L, M]; None: none needed.
+        mask: added to attention's scores, [1 or B, 1 or H, L, M]; None: none needed.
         context_BMD: the sequence for the cross-attention; None: none, or already in the memory.
-        context_mask: boolean [B, 1, 1, M] for it; None: all of it is seen.
-        cond_BD: condition vectors; None: none.
-        adapter_B: the low-rank adapter of each row; None: none.
+        context_valid_BM: True where it is no padding; None: all of it.
+        context_mask: added to the cross-attention's scores, [B, 1, 1, M]; None: all of it is seen.
+        context_given: boolean [B, 1, 1], False where a row has no context at all; None: all have one.
+        context_reach: columns of context that the memory holds for these rows, where none is passed; 0: none.
+        cond_B1D: condition vectors after their SiLU; None: none.
         kernel: "fused" or "plain", for attention.
     """
 
@@ -48,14 +53,24 @@ class Scene:
     slots: Tensor | None = None
     rows: slice | Tensor | None = None
     lengths: tuple[int, ...] = ()
+    counts: tuple[int, ...] = ()
     lengths_B: Tensor | None = None
     reach: int = 0
     order_BL: Tensor | None = None
+    positions: Tensor | None = None
     angles: tuple[Tensor, Tensor] | None = None
     triangle: bool = True
     mask: Tensor | None = None
     context_BMD: Tensor | None = None
+    context_valid_BM: Tensor | None = None
     context_mask: Tensor | None = None
-    cond_BD: Tensor | None = None
-    adapter_B: Tensor | None = None
+    context_given: Tensor | None = None
+    context_reach: int = 0
+    cond_B1D: Tensor | None = None
     kernel: str = "fused"
+
+
+def working_dtype(like: Tensor) -> torch.dtype:
+    """The dtype in which matrix products of `like` are computed here: autocast's, where that is on."""
+    kind = like.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else like.dtype

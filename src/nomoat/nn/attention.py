@@ -1,0 +1,170 @@
+"""Attention: every position asks, the keys answer, the values are mixed.
+
+    x_BLD -> qkv [(H+2G) K, D] -> norm, turn -> q_BHLK, k_BGMK, v_BGMK -> softmax(q k / sqrt(K) + mask) v -> out_BLD
+
+Grouped heads (Ainslie et al. 2023, arXiv:2305.13245), norm of queries and keys (Dehghani et al. 2023,
+arXiv:2302.05442), rotary positions (nn/rotary.py), masks (nn/masks.py), memory (nn/memory.py), cross-attention.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nomoat.nn.dialect import Dialect
+from nomoat.nn.linear import linear, output_linear
+from nomoat.nn.memory import AttentionMemory
+from nomoat.nn.norms import make_head_norm
+from nomoat.nn.rotary import keep, turn
+from nomoat.nn.scene import Scene
+
+Kernel = Callable[[Tensor, Tensor, Tensor, Tensor | None, bool, float], Tensor]
+
+
+def fused(q_BHLK: Tensor, k_BGMK: Tensor, v_BGMK: Tensor, mask: Tensor | None, triangle: bool, scale: float) -> Tensor:
+    """PyTorch's fused kernel: no L x M tensor is kept; no second derivative."""
+    grouped = q_BHLK.shape[1] != k_BGMK.shape[1]
+    return F.scaled_dot_product_attention(
+        q_BHLK, k_BGMK, v_BGMK, attn_mask=mask, is_causal=triangle, scale=scale, enable_gqa=grouped
+    )
+
+
+def plain(q_BHLK: Tensor, k_BGMK: Tensor, v_BGMK: Tensor, mask: Tensor | None, triangle: bool, scale: float) -> Tensor:
+    """Two batched matrix products and a softmax: any derivative, and faster than the fused kernel on few tokens."""
+    batch, heads, length, width = q_BHLK.shape
+    groups = k_BGMK.shape[1]
+    q_BGQK = (q_BHLK * scale).reshape(batch, groups, -1, width)
+    scores_BHLM = (q_BGQK @ k_BGMK.transpose(2, 3)).view(batch, heads, length, -1)
+    scores_BHLM = scores_BHLM if mask is None else scores_BHLM + mask
+    shares_BGQM = scores_BHLM.softmax(-1).to(v_BGMK.dtype).view(batch, groups, -1, k_BGMK.shape[2])
+    return (shares_BGQM @ v_BGMK).view(batch, heads, length, width)
+
+
+KERNELS: dict[str, Kernel] = {"fused": fused, "plain": plain}
+
+
+class Attention(nn.Module):
+    """Self-attention. Rows of `qkv`: H query heads, G key heads, G value heads, each K rows.
+
+    Args:
+        width: D.
+        heads, kv_heads, head_width: H, G and K.
+        dialect: biases, query-key norm, rotary positions, scale of the scores.
+    """
+
+    def __init__(self, width: int, heads: int, kv_heads: int, head_width: int, dialect: Dialect) -> None:
+        super().__init__()
+        self.sizes = (heads, kv_heads, kv_heads)
+        self.head_width = head_width
+        self.scale = 1 / math.sqrt(head_width) if dialect.attention_scale == "sqrt" else 1.0
+        self.qkv = linear(width, sum(self.sizes) * head_width, dialect.bias != "none", dialect)
+        self.out = output_linear(heads * head_width, width, dialect.bias == "all", dialect)
+        self.query_norm, self.key_norm = make_head_norm(dialect, head_width), make_head_norm(dialect, head_width)
+        # Scores that are not divided by sqrt(K) start as if they were (T5).
+        self.qkv.weight.data[: heads * head_width] /= math.sqrt(head_width) * self.scale
+        self.turn = turn if dialect.positions == "rope" else keep
+
+    def forward(self, x_BLD: Tensor, scene: Scene, layer_memory: AttentionMemory | None = None) -> Tensor:
+        """[B, L, D] to [B, L, D]."""
+        heads_BLHK = self.qkv(x_BLD).unflatten(-1, (-1, self.head_width))
+        q_BLHK, k_BLGK, v_BLGK = heads_BLHK.split(self.sizes, dim=2)
+        q_BLHK = self.turn(self.query_norm(q_BLHK), scene.angles)
+        k_BLGK = self.turn(self.key_norm(k_BLGK), scene.angles)
+        if layer_memory is None:
+            k_BGMK, v_BGMK = k_BLGK.transpose(1, 2), v_BLGK.transpose(1, 2)
+        else:
+            layer_memory.write(k_BLGK, v_BLGK, scene.slots, scene.order_BL, scene.valid_BL)
+            k_BGMK, v_BGMK = layer_memory.read(scene.rows, scene.reach, q_BLHK.dtype)
+        kernel = KERNELS[scene.kernel]
+        y_BHLK = kernel(q_BLHK.transpose(1, 2), k_BGMK, v_BGMK, scene.mask, scene.triangle, self.scale)
+        return self.out(y_BHLK.transpose(1, 2).flatten(2))
+
+    def memory(self, slots: int, length: int, dtype: torch.dtype) -> AttentionMemory:
+        """Empty keys and values of `slots` rows with room for `length` tokens."""
+        like = self.qkv.weight.new_empty(0, dtype=dtype)
+        return AttentionMemory(slots, length, self.sizes[1], self.head_width, like)
+
+    def flops_per_token(self, context_length: int) -> float:
+        """Forward and backward of the two products, full (not causal) attention: 12 H K L."""
+        return 12.0 * self.sizes[0] * self.head_width * context_length
+
+
+class CrossAttention(nn.Module):
+    """Attention to the context port's sequence; its output layer starts at zero. No positions.
+
+    Args:
+        width, context_width: D of the stream and of the context.
+        heads, kv_heads, head_width: H, G and K.
+        dialect: biases, query-key norm, scale of the scores.
+    """
+
+    def __init__(
+        self, width: int, context_width: int, heads: int, kv_heads: int, head_width: int, dialect: Dialect
+    ) -> None:
+        super().__init__()
+        self.head_width, self.kv_heads = head_width, kv_heads
+        self.scale = 1 / math.sqrt(head_width) if dialect.attention_scale == "sqrt" else 1.0
+        self.query = linear(width, heads * head_width, dialect.bias != "none", dialect)
+        self.kv = linear(context_width, 2 * kv_heads * head_width, dialect.bias != "none", dialect)
+        self.out = output_linear(heads * head_width, width, dialect.bias == "all", dialect)
+        nn.init.zeros_(self.out.weight)
+        self.query.weight.data /= math.sqrt(head_width) * self.scale
+        self.query_norm, self.key_norm = make_head_norm(dialect, head_width), make_head_norm(dialect, head_width)
+
+    def forward(self, x_BLD: Tensor, scene: Scene, layer_memory: AttentionMemory | None = None) -> Tensor:
+        """[B, L, D] to [B, L, D]; the context is the scene's, else the memory's."""
+        q_BLHK = self.query_norm(self.query(x_BLD).unflatten(-1, (-1, self.head_width)))
+        if scene.context_BMD is not None:
+            k_BMGK, v_BMGK = self.keys_values(scene.context_BMD)
+            k_BGMK, v_BGMK = k_BMGK.transpose(1, 2), v_BMGK.transpose(1, 2)
+        else:
+            k_BGMK, v_BGMK = layer_memory.read(scene.rows, scene.context_reach, q_BLHK.dtype)
+        kernel = KERNELS[scene.kernel]
+        y_BHLK = kernel(q_BLHK.transpose(1, 2), k_BGMK, v_BGMK, scene.context_mask, False, self.scale)
+        y_BLD = self.out(y_BHLK.transpose(1, 2).flatten(2))
+        return y_BLD if scene.context_given is None else y_BLD * scene.context_given
+
+    def keys_values(self, context_BMD: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values [B, M, G, K] of a context."""
+        k_BMGK, v_BMGK = self.kv(context_BMD).unflatten(-1, (-1, self.head_width)).split(self.kv_heads, dim=2)
+        return self.key_norm(k_BMGK), v_BMGK
+
+    def memory(self, slots: int, dtype: torch.dtype) -> AttentionMemory:
+        """Empty keys and values of `slots` rows; it grows when a context comes."""
+        return AttentionMemory(slots, 0, self.kv_heads, self.head_width, self.kv.weight.new_empty(0, dtype=dtype))
+
+
+def fastest_kernel(
+    attention: Attention, batch_size: int, length: int, dtype: torch.dtype, causal: bool = True, repeats: int = 5
+) -> tuple[str, dict[str, float]]:
+    """The faster kernel at this shape and the seconds of each (forward and backward, best of turns taken one by one).
+
+    Args:
+        attention: any attention layer of the stack; its weights are not touched.
+        batch_size: B of a training step's (micro-)batch.
+        length: L.
+        dtype: what the products are computed in.
+        causal: with the causal triangle, or without a mask.
+        repeats: turns of each kernel, after one that is not counted.
+    """
+    heads, groups, _ = attention.sizes
+    like = attention.out.weight
+    total = heads + 2 * groups
+    x = torch.empty(batch_size, total, length, attention.head_width, dtype=dtype, device=like.device).normal_()
+    parts = [part.requires_grad_() for part in x.split(attention.sizes, dim=1)]
+    hidden = torch.full((length, length), -math.inf, dtype=dtype, device=like.device).triu(1) if causal else None
+    cases = {"fused": (None, causal), "plain": (hidden, False)}
+    seconds = dict.fromkeys(cases, math.inf)
+    for turn_number in range(repeats + 1):
+        for name, (mask, triangle) in cases.items():
+            start = time.perf_counter()
+            sum_ = KERNELS[name](*parts, mask, triangle, attention.scale).float().sum()
+            float(sum(grad.sum() for grad in torch.autograd.grad(sum_, parts)))  # a read waits for the device
+            if turn_number:
+                seconds[name] = min(seconds[name], time.perf_counter() - start)
+    return min(seconds, key=seconds.__getitem__), seconds
