@@ -5,12 +5,15 @@ Options: `--no-shapes` switches the rank check off, for timing a test.
 
 from __future__ import annotations
 
+import ast
+import builtins
 import os
 import re
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
-from types import CodeType, FrameType
+from types import CodeType
 from typing import Any
 
 # Before torch is imported, here and in every process that a test starts.
@@ -54,38 +57,71 @@ def _is_loopback(host: str) -> bool:
 sys.addaudithook(_guard)
 
 
-class Ranks:
-    """Notes tensors of our code whose rank is not the number of letters that their name ends in.
+wrong_ranks: list[str] = []
 
-    A profile function called at every return: cheap where a function has no such name, which its code object tells.
-    """
 
-    named = re.compile(r"[a-z]\w*_([A-Z1]{1,6})")
+def _check_ranks(local: dict[str, Any], named: tuple[tuple[str, int], ...], place: str) -> None:
+    for name, rank in named:
+        found = getattr(local.get(name), "ndim", rank)
+        if isinstance(found, int) and found != rank:
+            wrong_ranks.append(f"{place}: {name} has {found} axes, not {rank}")
 
-    def __init__(self) -> None:
-        self.wrong: list[str] = []
-        self._of_code: dict[CodeType, tuple[tuple[str, int], ...]] = {}
 
-    def __call__(self, frame: FrameType, event: str, result: object) -> None:
-        if event != "return":
-            return
-        names = self._of_code.get(frame.f_code)
-        if names is None:
-            names = self._of_code[frame.f_code] = self._names(frame.f_code)
-        if not names:
-            return
-        local = frame.f_locals
-        for name, rank in names:
-            found = getattr(local.get(name), "ndim", rank)
-            if isinstance(found, int) and found != rank:
-                place = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} {frame.f_code.co_qualname}"
-                self.wrong.append(f"{place}: {name} has {found} axes, not {rank}")
+class RankChecks(ast.NodeTransformer):
+    """Ends each function that has a name such as `x_BLD` with a check that this tensor has three axes."""
 
-    def _names(self, code: CodeType) -> tuple[tuple[str, int], ...]:
-        if not code.co_filename.startswith(str(SOURCE)):
-            return ()
-        matches = [(name, self.named.fullmatch(name)) for name in (*code.co_varnames, *code.co_cellvars)]
-        return tuple((name, len(match[1])) for name, match in matches if match)
+    shaped = re.compile(r"[a-z]\w*_([A-Z1]{1,6})")
+
+    def __init__(self, path: str) -> None:
+        self.path = Path(path).relative_to(SOURCE)
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
+        names = {argument.arg for argument in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)}
+        names |= {part.id for part in self._own(node) if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)}
+        named = tuple((name, len(match[1])) for name in sorted(names) if (match := self.shaped.fullmatch(name)))
+        self.generic_visit(node)
+        if named:
+            first = 1 if ast.get_docstring(node, clean=False) is not None else 0
+            call = f"__check_ranks__(locals(), {named!r}, {f'{self.path}:{node.lineno} {node.name}'!r})"
+            check = ast.parse(call).body
+            for part in ast.walk(check[0]):
+                ast.copy_location(part, node.body[-1])
+            rest = node.body[first:] or [ast.copy_location(ast.Pass(), node)]
+            node.body[first:] = [ast.Try(body=rest, handlers=[], orelse=[], finalbody=check)]
+        return node
+
+    def _own(self, node: ast.AST) -> Iterator[ast.AST]:
+        for child in ast.iter_child_nodes(node):
+            if not isinstance(child, ast.FunctionDef | ast.Lambda | ast.ClassDef):
+                yield child
+                yield from self._own(child)
+
+
+class CheckedLoader(SourceFileLoader):
+    """Compiles our modules with the checks; reads and writes no cache, which would carry them out of the tests."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        path = self.get_filename(fullname)
+        tree = RankChecks(path).visit(ast.parse(self.get_data(path), path))
+        return compile(ast.fix_missing_locations(tree), path, "exec", dont_inherit=True)
+
+
+class CheckedFinder:
+    """Finds the modules of nomoat as usual and has `CheckedLoader` load them."""
+
+    @classmethod
+    def find_spec(cls, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        if name.partition(".")[0] != "nomoat":
+            return None
+        spec = PathFinder.find_spec(name, path, target)
+        if spec is not None and str(spec.origin).startswith(str(SOURCE)) and str(spec.origin).endswith(".py"):
+            spec.loader = CheckedLoader(name, str(spec.origin))
+        return spec
+
+
+if "--no-shapes" not in sys.argv:
+    builtins.__check_ranks__ = _check_ranks  # type: ignore[attr-defined]
+    sys.meta_path.insert(0, CheckedFinder)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -94,19 +130,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
-    reached, ranks = len(outgoing), Ranks()
-    if not item.config.getoption("--no-shapes"):
-        sys.setprofile(ranks)
+    reached, wrong = len(outgoing), len(wrong_ranks)
     try:
         result = yield
     finally:
-        sys.setprofile(None)
         if "torch" in sys.modules and (torch := sys.modules["torch"]).get_num_threads() != 1:
             torch.set_num_threads(1)
     if len(outgoing) > reached:
         pytest.fail(f"tried to reach another machine: {outgoing[reached:]}", pytrace=False)
-    if ranks.wrong:
-        pytest.fail("\n".join(dict.fromkeys(ranks.wrong)), pytrace=False)
+    if len(wrong_ranks) > wrong:
+        pytest.fail("\n".join(dict.fromkeys(wrong_ranks[wrong:])), pytrace=False)
     return result
 
 
