@@ -127,7 +127,7 @@ def write(
 def _read(model: Decodes, memory: Remembers, rows: list[_Row]) -> Tensor:
     """Feed what waits in each row, rows with chunks of one length together; logits [B, V] after each row's last."""
     last: dict[int, Tensor] = {}
-    device = _device(model)
+    device = device_of(model)
     waiting = {row.slot: row.waiting for row in rows}
     while waiting:
         lengths = defaultdict(list)
@@ -152,7 +152,8 @@ def _call(function: Callable[..., Any], *arguments: Any) -> Any:
         return function(*arguments)
 
 
-def _device(model: Decodes) -> torch.device | None:
+def device_of(model: object) -> torch.device | None:
+    """Where the model's weights are; None where it has none."""
     parameter = next(model.parameters(), None) if isinstance(model, torch.nn.Module) else None
     return None if parameter is None else parameter.device
 
@@ -220,9 +221,12 @@ def continue_text(
     options: SamplingOptions = SamplingOptions(),
     context_length: int | None = None,
 ) -> Iterator[str]:
-    """The continuation of `prompt`, piece by piece as it is written: always whole characters, never a stop string."""
+    """The continuation of `prompt`, piece by piece as it is written: always whole characters, never a stop string.
+
+    The prompt is the beginning of a document: as in training, the document end of another stands before it.
+    """
     outlet = Outlet(options.stop)
-    tokens = [int(token) for token in tokenizer.encode(prompt)] or [tokenizer.eot]
+    tokens = [tokenizer.eot, *(int(token) for token in tokenizer.encode(prompt))]
     for written in write(model, [tokens], options, (tokenizer.eot,), context_length):
         if written.token == tokenizer.eot:
             break
