@@ -55,7 +55,8 @@ class Budget:
     def __post_init__(self) -> None:
         if self.unit not in UNITS:
             raise ConfigError(f"a budget has no unit `{self.unit}`", f"the units are {', '.join(UNITS)}", EXAMPLES)
-        if not isfinite(self.amount) or self.amount <= 0:
+        least = 1.0 if self.unit in ("steps", "tokens") else 0.0
+        if not isfinite(self.amount) or self.amount <= 0 or self.amount < least:
             raise ConfigError(f"a budget of `{self.text}` is a budget of nothing", "nothing can be trained", EXAMPLES)
         for name in ("price_per_hour", "watts"):
             rate = getattr(self, name)
@@ -92,8 +93,8 @@ class Budget:
             amount=amount,
             unit=unit,
             currency=currency,
-            price_per_hour=(stated or price_per_hour) if unit == "money" else None,
-            watts=(stated or watts) if unit == "watt_hours" else None,
+            price_per_hour=(price_per_hour if stated is None else stated) if unit == "money" else None,
+            watts=(watts if stated is None else stated) if unit == "watt_hours" else None,
         )
 
     def seconds(self, power_watts: float | None = None) -> float | None:
