@@ -91,7 +91,11 @@ def raising(error):
 @pytest.mark.parametrize(
     ("error", "code", "words"),
     [
-        (DataError("no text in x", "it is empty", "name another folder"), 1, ["error: no text in x", "why: it is", "fix: name"]),
+        (
+            DataError("no text in x", "it is empty", "name another folder"),
+            1,
+            ["error: no text in x", "why: it is", "fix: name"],
+        ),
         (KeyboardInterrupt(), 130, ["interrupted"]),
         (OSError(28, "No space left on device", "x"), 1, ["the disk is full", "NOMOAT_RUNS"]),
         (RuntimeError("CUDA out of memory"), 1, ["out of memory", "smaller budget"]),
@@ -141,3 +145,16 @@ def test_import_nomoat_imports_nothing_heavy():
 def test_runs_needs_no_torch(tmp_path, monkeypatch):
     monkeypatch.setenv("NOMOAT_RUNS", str(tmp_path))
     assert "torch" not in loaded_by("runs")
+
+
+def test_a_verb_stays_callable_when_a_part_of_its_name_is_imported():
+    code = (
+        "import nomoat, nomoat.train, nomoat.evaluate, nomoat.doctor, nomoat.verbs\n"
+        "from nomoat.train import __doc__ as words\n"
+        "for name in nomoat.__all__:\n"
+        "    assert callable(getattr(nomoat, name)), name\n"
+        "nomoat.verbs.doctor = lambda *arguments: arguments\n"
+        "assert nomoat.doctor('cpu') == ('cpu',)\n"
+        "assert words\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

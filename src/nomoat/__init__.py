@@ -9,7 +9,9 @@ Nothing is imported until it is used: `import nomoat` costs milliseconds.
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,7 +21,7 @@ __version__ = "0.1.0"
 __all__ = ["doctor", "evaluate", "generate", "load", "make", "plan", "resume", "runs", "surprise", "train"]
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401
+def __getattr__(name: str) -> Any:
     if name in __all__:
         return getattr(import_module("nomoat.verbs"), name)
     raise AttributeError(f"module 'nomoat' has no attribute '{name}'")
@@ -27,3 +29,22 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *__all__])
+
+
+class _Part(ModuleType):
+    """A part that bears a verb's name (`train`, `evaluate`, `doctor`): calling it is calling the verb."""
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        return getattr(import_module("nomoat.verbs"), self.__name__.rpartition(".")[2])(*arguments, **options)
+
+
+class _Package(ModuleType):
+    """Importing a part sets it as an attribute here, over the verb of the same name: both must go on working."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in __all__ and isinstance(value, ModuleType):
+            value.__class__ = _Part
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

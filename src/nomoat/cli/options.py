@@ -13,7 +13,7 @@ as_json: Decorator = click.option(
     "--json", "as_json", is_flag=True, expose_value=False, help="One JSON object a line; the last is the result."
 )
 device: Decorator = click.option(
-    "--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", help="Where to compute. [auto]"
+    "--device", metavar="auto|cpu|cuda|mps", default="auto", help="Where to compute. [auto]"
 )
 licence: Decorator = click.option("--licence", metavar="SPDX", help="The licence of the files, e.g. CC-BY-4.0.")
 seed: Decorator = click.option("--seed", type=int, default=0, help="Same seed, same result. [0]")
