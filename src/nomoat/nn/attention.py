@@ -78,8 +78,7 @@ class Attention(nn.Module):
         if layer_memory is None:
             k_BGMK, v_BGMK = k_BLGK.transpose(1, 2), v_BLGK.transpose(1, 2)
         else:
-            layer_memory.write(k_BLGK, v_BLGK, scene.slots, scene.order_BL, scene.valid_BL)
-            k_BGMK, v_BGMK = layer_memory.read(scene.rows, scene.reach, q_BLHK.dtype)
+            k_BGMK, v_BGMK = layer_memory.extend(k_BLGK, v_BLGK, scene)
         kernel = KERNELS[scene.kernel]
         y_BHLK = kernel(q_BLHK.transpose(1, 2), k_BGMK, v_BGMK, scene.mask, scene.triangle, self.scale)
         return self.out(y_BHLK.transpose(1, 2).flatten(2))
@@ -123,6 +122,7 @@ class CrossAttention(nn.Module):
             k_BMGK, v_BMGK = self.keys_values(scene.context_BMD)
             k_BGMK, v_BGMK = k_BMGK.transpose(1, 2), v_BMGK.transpose(1, 2)
         else:
+            assert layer_memory is not None and scene.rows is not None
             k_BGMK, v_BGMK = layer_memory.read(scene.rows, scene.context_reach, q_BLHK.dtype)
         kernel = KERNELS[scene.kernel]
         y_BHLK = kernel(q_BLHK.transpose(1, 2), k_BGMK, v_BGMK, scene.context_mask, False, self.scale)
@@ -156,14 +156,14 @@ def fastest_kernel(
     like = attention.out.weight
     total = heads + 2 * groups
     x = torch.empty(batch_size, total, length, attention.head_width, dtype=dtype, device=like.device).normal_()
-    parts = [part.requires_grad_() for part in x.split(attention.sizes, dim=1)]
+    q_BHLK, k_BGLK, v_BGLK = parts = [part.requires_grad_() for part in x.split(attention.sizes, dim=1)]
     hidden = torch.full((length, length), -math.inf, dtype=dtype, device=like.device).triu(1) if causal else None
     cases = {"fused": (None, causal), "plain": (hidden, False)}
     seconds = dict.fromkeys(cases, math.inf)
     for turn_number in range(repeats + 1):
         for name, (mask, triangle) in cases.items():
             start = time.perf_counter()
-            sum_ = KERNELS[name](*parts, mask, triangle, attention.scale).float().sum()
+            sum_ = KERNELS[name](q_BHLK, k_BGLK, v_BGLK, mask, triangle, attention.scale).float().sum()
             float(sum(grad.sum() for grad in torch.autograd.grad(sum_, parts)))  # a read waits for the device
             if turn_number:
                 seconds[name] = min(seconds[name], time.perf_counter() - start)

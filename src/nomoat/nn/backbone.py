@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cache
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from nomoat.core.errors import ConfigError, nearest
 from nomoat.core.types import Ports, Trace
 from nomoat.nn.condition import make_port
 from nomoat.nn.dialect import OURS, Dialect, MambaConfig
-from nomoat.nn.layer import make_layer, make_relative, make_rules, make_table
+from nomoat.nn.layer import Layer, PrePart, make_layer, make_relative, make_rules, make_table
 from nomoat.nn.memory import LayerMemory, Memory
 from nomoat.nn.norms import make_norm
 from nomoat.nn.resolve import Call, Slots, resolve
@@ -164,13 +165,13 @@ class Stack(nn.Module):
         self.positions = make_table(backbone)
         self.relative_positions = make_relative(backbone)
         self.input_norm = make_norm(dialect, width) if dialect.place == "post" else nn.Identity()
-        self.layers = nn.ModuleList(make_layer(backbone, mixer) for mixer in backbone.pattern)
+        self.layers = cast("list[Layer]", nn.ModuleList(make_layer(backbone, mixer) for mixer in backbone.pattern))
         self.norm = make_norm(dialect, width) if dialect.place == "pre" else nn.Identity()
         self.norm_cond = make_port(backbone.cond_width if dialect.place == "pre" else 0, width)
         with torch.no_grad():
-            for name, weight in self.layers.named_parameters():
+            for name, weight in self.named_parameters():
                 if name.endswith(("body.out.weight", "body.down.weight")):
-                    weight /= math.sqrt(2 * backbone.depth)
+                    weight.div_(math.sqrt(2 * backbone.depth))
 
     def forward(
         self,
@@ -198,7 +199,8 @@ class Stack(nn.Module):
         scene = resolve(
             self.rules, Call(positions, ports, memory, slots, kernel or self.kernel), x_BLD, self.relative_positions
         )
-        x_BLD = first_BLD = self.input_norm(self.positions(x_BLD, scene.positions))
+        x_BLD = self.input_norm(self.positions(x_BLD, scene.positions))
+        first_BLD = x_BLD
         layers: dict[int, Tensor] = {}
         for number, (layer, memories) in enumerate(zip(self.layers, _of_layers(memory, len(self.layers)), strict=True)):
             x_BLD = layer(x_BLD, first_BLD, scene, memories)
@@ -207,14 +209,14 @@ class Stack(nn.Module):
             if number in ports.want:
                 layers[number] = x_BLD
         if memory is not None:
-            memory.advance(scene.slots.tolist(), scene.counts, chunk=x_BLD.shape[1] > 1)
+            memory.advance(scene.seats, scene.counts, chunk=x_BLD.shape[1] > 1)
         return Trace(self.norm_cond(scene).enter(self.norm(x_BLD)), layers)
 
     def memory(self, slots: int, length: int) -> Memory:
         """An empty memory of `slots` rows with room for `length` tokens each; it grows by `reserve`."""
         dtype = working_dtype(next(self.parameters()))
         layers = [layer.mixer.body.memory(slots, length, dtype) for layer in self.layers]
-        contexts = [layer.cross.body.memory(slots, dtype) for layer in self.layers if self.rules.context]
+        contexts = [layer.cross.body.memory(slots, dtype) for layer in self.layers if isinstance(layer.cross, PrePart)]
         return Memory(layers, slots, contexts)
 
     def remember(self, context_BMD: Tensor, valid_BM: Tensor | None, memory: Memory, slots: Slots = None) -> None:
@@ -230,9 +232,11 @@ class Stack(nn.Module):
         slots_B = slots_B.to(context_BMD.device)
         valid_BM = context_BMD.new_ones(context_BMD.shape[:2], dtype=torch.bool) if valid_BM is None else valid_BM
         order_BM, counts = valid_BM.long().cumsum(1) - 1, valid_BM.sum(1).tolist()
-        for layer, context in zip(self.layers, memory.contexts, strict=True):
+        crosses = [layer.cross for layer in self.layers if isinstance(layer.cross, PrePart)]
+        for cross, context in zip(crosses, memory.contexts, strict=True):
+            keys_BMGK, values_BMGK = cross.body.keys_values(context_BMD)
             context.reserve(0, max(counts))
-            context.write(*layer.cross.body.keys_values(context_BMD), slots_B, order_BM, valid_BM)
+            context.write(keys_BMGK, values_BMGK, slots_B, order_BM, valid_BM)
         for slot, count in zip(slots_B.tolist(), counts, strict=True):
             memory.context_lengths[slot] = count
 

@@ -9,7 +9,7 @@ Post: Vaswani et al. 2017; pre: Xiong et al. 2020, arXiv:2002.04745; factor: Tou
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -44,6 +44,8 @@ class Factor(nn.Module):
 
 class PrePart(nn.Module):
     """x + body(norm(x)): the norm before the body."""
+
+    body: Any
 
     def __init__(self, body: nn.Module, width: int, dialect: Dialect, cond_width: int = 0) -> None:
         super().__init__()
@@ -95,7 +97,9 @@ class Blend(nn.Module):
 class Layer(nn.Module):
     """One layer: mixer, cross-attention where there is a context, MLP."""
 
-    def __init__(self, mixer: nn.Module, cross: nn.Module, mlp: nn.Module, blend: nn.Module) -> None:
+    cross: PrePart | Skip
+
+    def __init__(self, mixer: PrePart, cross: PrePart | Skip, mlp: nn.Module, blend: nn.Module) -> None:
         super().__init__()
         self.blend, self.mixer, self.cross, self.mlp = blend, mixer, cross, mlp
 
@@ -171,7 +175,7 @@ def make_layer(backbone: Backbone, mixer: str) -> Layer:
     that it changes nothing at the start."""
     dialect, width = backbone.dialect, backbone.width
     part = PrePart if dialect.place == "pre" else PostPart
-    cross: nn.Module = Skip()
+    cross: PrePart | Skip = Skip()
     if backbone.context_width:
         body = CrossAttention(
             width, backbone.context_width, backbone.heads, backbone.groups, backbone.head_size, dialect

@@ -12,11 +12,14 @@ the rest again.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from nomoat.nn.scene import Scene
 
 
 class LayerMemory(Protocol):
@@ -68,7 +71,7 @@ class Memory:
         if source != target:
             for layer in (*self.layers, *self.contexts):
                 layer.fork(source, target)
-            for held in (self.lengths, self.context_lengths):
+            for held in (self.lengths, self.context_lengths, self.reserved):
                 held[target] = held[source]
 
     def rewind(self, slot: int, length: int) -> int:
@@ -136,6 +139,12 @@ class AttentionMemory:
             keys_BLGK, values_BLGK = keys_BLGK[row, column], values_BLGK[row, column]
         self.keys[where] = keys_BLGK.detach().to(self.keys.dtype)
         self.values[where] = values_BLGK.detach().to(self.values.dtype)
+
+    def extend(self, keys_BLGK: Tensor, values_BLGK: Tensor, scene: Scene) -> tuple[Tensor, Tensor]:
+        """Write this call's keys and values and return all that its rows now hold, [B, G, M, K]."""
+        assert scene.slots is not None and scene.order_BL is not None and scene.rows is not None
+        self.write(keys_BLGK, values_BLGK, scene.slots, scene.order_BL, scene.valid_BL)
+        return self.read(scene.rows, scene.reach, keys_BLGK.dtype)
 
     def read(self, rows: slice | Tensor, reach: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Keys and values [B, G, reach, K] of the rows: views where the rows are a slice and the dtype is kept."""

@@ -28,7 +28,8 @@ class _RootMeanSquare(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, weight_D: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
         width = x.shape[-1]
-        power = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).square_()
+        precise = torch.promote_types(x.dtype, torch.float32)
+        power = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=precise).square_()
         inverse = power.div_(width).add_(epsilon).rsqrt_()
         return (x * inverse.to(x.dtype)).mul_(weight_D), inverse
 
@@ -43,13 +44,13 @@ class _RootMeanSquare(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, Tensor | None, None]:
         x, weight_D, inverse = ctx.saved_tensors
         if torch.is_grad_enabled():  # a second derivative is wanted: ordinary operations, from the inputs on
-            inverse = (x.float().square().mean(-1, keepdim=True) + ctx.epsilon).rsqrt().to(x.dtype)
+            inverse = (x.to(inverse.dtype).square().mean(-1, keepdim=True) + ctx.epsilon).rsqrt().to(x.dtype)
             direct, unit = grad * weight_D, x * inverse
             grad_x = inverse * (direct - unit * (direct * unit).mean(-1, keepdim=True))
             return grad_x, (grad * unit).flatten(0, -2).sum(0), None
         width = x.shape[-1]
         grad = grad.contiguous()
-        scale = inverse if x.dtype == weight_D.dtype == torch.float32 else inverse.to(x.dtype)
+        scale = inverse.to(x.dtype)
         grad_x, grad_weight_D, _ = torch.ops.aten.native_layer_norm_backward(
             grad, x, [width], torch.zeros_like(scale), scale, weight_D, None, [True, True, False]
         )

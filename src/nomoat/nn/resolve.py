@@ -125,6 +125,7 @@ def _seat(scene: Scene, memory: Memory, slots: Slots, x_BLD: Tensor) -> Scene:
     return replace(
         scene,
         slots=slots_B,
+        seats=tuple(seats),
         rows=slice(first, first + rows) if together else slots_B,
         lengths=lengths,
         counts=counts,
@@ -137,9 +138,9 @@ def _listen(scene: Scene, memory: Memory | None, x_BLD: Tensor) -> Scene:
     """Which columns of the context each row hears: those passed, else those that the memory holds."""
     valid_BM = scene.context_valid_BM
     if scene.context_BMD is None:
-        if memory is None or scene.slots is None:
+        if memory is None:
             return scene
-        held = [memory.context_lengths[slot] for slot in scene.slots.tolist()]
+        held = [memory.context_lengths[seat] for seat in scene.seats]
         reach = max(held)
         scene = replace(scene, context_reach=reach)
         if min(held) < reach:

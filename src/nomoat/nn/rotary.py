@@ -48,7 +48,8 @@ class Rotary:
 
     def angles(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Cosine and sine [B, L, 1, K'/2] of positions [B, L] or [B, L, axes]."""
-        frequency = torch.tensor(self.frequencies, dtype=torch.float32, device=positions.device)
+        precise = torch.promote_types(dtype, torch.float32)
+        frequency = torch.tensor(self.frequencies, dtype=precise, device=positions.device)
         positions = positions.clamp(min=0).view(*positions.shape[:2], self.axes, 1)
         theta = (positions * frequency).flatten(2).unsqueeze(2)
         return (theta.cos() * self.temperature).to(dtype), (theta.sin() * self.temperature).to(dtype)
@@ -118,11 +119,12 @@ class _Turn(torch.autograd.Function):
         return _Turn.apply(x_t, *ctx.saved_tensors)
 
 
-def turn(x_BLHK: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
+def turn(x_BLHK: Tensor, angles: tuple[Tensor, Tensor] | None) -> Tensor:
     """Turn the first K' numbers of each head by the angles; the rest stays."""
+    assert angles is not None
     return _Turn.apply(x_BLHK, *angles)
 
 
-def keep(x_BLHK: Tensor, angles: None) -> Tensor:
+def keep(x_BLHK: Tensor, angles: tuple[Tensor, Tensor] | None) -> Tensor:
     """Nothing is turned: the dialect has no rotary positions."""
     return x_BLHK

@@ -27,6 +27,7 @@ class Scene:
         documents_BL: integer document id of each position, equal ids contiguous; None: one document a row.
         prefix_B: length of the prefix that all may see; None: no prefix.
         slots: int64 [B], the row of the memory that each row of the batch continues; None: no memory.
+        seats: the same as Python integers; empty without a memory.
         rows: `slots` as an index: a slice where they are consecutive (no copy), else the tensor itself.
         lengths: tokens that each row's slot held before this call, as Python integers; empty without a memory.
         counts: valid tokens of each row in this call; empty without a memory.
@@ -51,6 +52,7 @@ class Scene:
     documents_BL: Tensor | None = None
     prefix_B: Tensor | None = None
     slots: Tensor | None = None
+    seats: tuple[int, ...] = ()
     rows: slice | Tensor | None = None
     lengths: tuple[int, ...] = ()
     counts: tuple[int, ...] = ()
