@@ -60,7 +60,7 @@ def plan(ends: Indices, length: int) -> Plan:
     rest_D = np.flatnonzero(sizes % length)
     rest = np.stack([(starts + full_D * length)[rest_D], (sizes % length)[rest_D], (full_D[rest_D] > 0) * 1], axis=1)
     row_I, hole_R = _best_fit(rest[:, 1], rest[:, 2], length)
-    order = np.lexsort((-rest[:, 1], row_I))
+    order = np.lexsort((-rest[:, 1], -rest[:, 2], row_I))  # in front, a piece from inside a document costs no slot
     rest, row_I = rest[order], row_I[order]
     if hole_R.sum() > (len(full) + len(hole_R)) * length // 100:
         rest, row_I = _split_to_fill(rest, row_I, hole_R, length)
@@ -77,7 +77,7 @@ def stored_plan(folder: Path, split: str, ends: Indices, length: int) -> Plan:
     digest = hashlib.sha256(ends.tobytes()).hexdigest()[:16]
     path = folder / "plans" / f"{split}-documents-{length}-{digest}.plan"
     if path.is_file() and path.stat().st_size > 16:
-        stored = np.memmap(path, dtype="<i8", mode="r")
+        stored = np.memmap(path, dtype="<i8", mode="r", shape=path.stat().st_size // 8)
         rows, runs = int(stored[0]), int(stored[1])
         if len(stored) == 3 + rows + 3 * runs:
             firsts, target, targets, context = np.split(stored[2:], np.cumsum([rows + 1, runs, runs]))
@@ -146,20 +146,20 @@ def _split_to_fill(rest: Indices, row_I: Indices, hole_R: Indices, length: int) 
     gone: list[int] = []
     added: list[tuple[int, Piece]] = []
     supply: deque[Piece] = deque()
+    row, hole = -1, 0  # the row being filled and its slots left
     while todo:
         if not supply:
-            gone.append(row := todo.popleft())
-            supply.extend((int(p), int(n), int(c)) for p, n, c in rest[first_R[row] : first_R[row + 1]])
-            continue
-        row, hole = todo[0], int(hole_R[todo[0]])
-        hole = _fill(supply, added, row, hole)
-        hole_R[row] = hole
-        if hole <= small:
-            todo.popleft()
+            gone.append(todo.popleft())
+            supply.extend((int(p), int(n), int(c)) for p, n, c in rest[first_R[gone[-1]] : first_R[gone[-1] + 1]])
+        elif hole <= small:
+            row = todo.popleft()
+            hole = int(hole_R[row])
+        else:
+            hole = _fill(supply, added, row, hole)
+    _fill(supply, added, row, hole)
     row = len(hole_R)
     while supply:
-        inside = supply[0][2]
-        _fill(supply, added, row, length + inside)
+        _fill(supply, added, row, length + supply[0][2])
         row += 1
     kept = ~np.isin(row_I, gone)
     pieces = np.array([piece for _, piece in added], dtype=np.int64).reshape(-1, 3)

@@ -77,7 +77,7 @@ class ShardWriter:
         """Append one document: its ids [tokens] without the document end, and its ledger line (keys of `LEDGER`)."""
         document = np.asarray(ids, dtype=self.dtype)
         if self.shard_total >= self.shard_tokens:
-            self._close()
+            self._close(last=False)
             self._open()
         for part in (document, self.end):
             raw = part.tobytes()
@@ -93,7 +93,7 @@ class ShardWriter:
 
     def finish(self) -> list[ShardFile]:
         """Close and fsync every file; returns their names, sizes and hashes, for the manifest."""
-        self._close()
+        self._close(last=True)
         _fsync_folder(self.folder)
         return self.files
 
@@ -113,7 +113,7 @@ class ShardWriter:
             self.meta.write_table(pa.Table.from_pylist(self.lines, schema=LEDGER))
             self.lines = []
 
-    def _close(self) -> None:
+    def _close(self, last: bool) -> None:
         size = self.bin.tell()
         _fsync_close(self.bin)
         self.files.append(ShardFile(f"{self.stem}.bin", size, self.sha.hexdigest()))
@@ -130,6 +130,7 @@ class ShardWriter:
             "dtype": self.tokenizer.dtype.name,
             "eot": self.tokenizer.eot,
             "tokenizer": self.tokenizer.hash,
+            "last": int(last),
         }
         self.meta.add_key_value_metadata({f"nomoat.{name}": str(fact) for name, fact in facts.items()})
         self.meta.close()
@@ -159,13 +160,14 @@ class ShardReader:
     def __init__(self, folder: Path | str, split: str = "train") -> None:
         self.folder, self.split = Path(folder), split
         stems = sorted(path.name.removesuffix(".bin") for path in self.folder.glob(f"{split}-[0-9]*.bin"))
-        if stems != [f"{split}-{number:05d}" for number in range(len(stems))] or not stems:
+        opened = [_Shard(self.folder, stem) for stem in stems]
+        numbered = stems == [f"{split}-{number:05d}" for number in range(len(stems))]
+        if not stems or not numbered or [shard.last for shard in opened] != [stem == stems[-1] for stem in stems]:
             raise DataError(
                 f"{self.folder} holds no complete `{split}` shards",
                 "The ingest did not end, or files were moved",
                 AGAIN,
             )
-        opened = [_Shard(self.folder, stem) for stem in stems]
         self.shards = [shard.tokens for shard in opened]
         if len({(shard.dtype, shard.eot, shard.tokenizer_hash) for shard in opened}) > 1:
             raise DataError(f"The `{split}` shards of {self.folder} come from different tokenizers", fix=AGAIN)
@@ -219,15 +221,15 @@ class ShardReader:
 
     def line(self, document: int) -> dict[str, Any]:
         """The ledger line of a document: source, member, licence and so on (keys of `LEDGER`)."""
+        if not 0 <= document < self.documents:
+            raise DataError(f"There is no document {document} in {self.folder}", f"It holds {self.documents:,}")
         shard = int(np.searchsorted(self.document_firsts, document, side="right")) - 1
         row = document - int(self.document_firsts[shard])
+        group = 0
         with pq.ParquetFile(self.folder / f"{self.stems[shard]}.meta.parquet") as file:
-            for group in range(file.num_row_groups):
-                rows = file.metadata.row_group(group).num_rows
-                if row < rows:
-                    return file.read_row_group(group).slice(row, 1).to_pylist()[0]
-                row -= rows
-        raise DataError(f"Document {document} is not in {self.folder}", fix=AGAIN)
+            while row >= (rows := file.metadata.row_group(group).num_rows):
+                group, row = group + 1, row - rows
+            return file.read_row_group(group).slice(row, 1).to_pylist()[0]
 
     def ledger(self) -> pa.Table:
         """Every ledger line of the split, in the order of the documents."""
@@ -251,7 +253,7 @@ class _Shard:
             noted = {key.decode(): value.decode() for key, value in (footer.metadata or {}).items()}
             tokens, documents = int(noted["nomoat.tokens"]), int(noted["nomoat.documents"])
             self.dtype, self.eot = np.dtype(noted["nomoat.dtype"]), int(noted["nomoat.eot"])
-            self.tokenizer_hash = noted["nomoat.tokenizer"]
+            self.tokenizer_hash, self.last = noted["nomoat.tokenizer"], noted["nomoat.last"] == "1"
         except (OSError, pa.ArrowException, KeyError, ValueError) as error:
             raise self._torn(paths[2].name, f"its footer cannot be read ({error})") from error
         wanted = (tokens * self.dtype.itemsize, documents * 8)
