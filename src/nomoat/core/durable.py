@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
+from math import isfinite, isnan
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,7 @@ def write(path: Path, pieces: Iterator[Any] | list[Any]) -> None:
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     try:
         for piece in pieces:
-            left = memoryview(piece).cast("B")
-            while left:
-                left = left[os.write(handle, left) :]
+            _put(handle, piece)
         os.fsync(handle)
     finally:
         os.close(handle)
@@ -56,7 +55,7 @@ def append(path: Path, event: Mapping[str, Any], *, sync: bool = False) -> None:
 
     Args:
         path: the file; made where it is missing.
-        event: JSON values; NaN and infinity are written as texts, which `lines` reads back.
+        event: JSON values; NaN and infinity as `strict` says.
         sync: return only when the line is on disk.
     """
     line = dump(event).encode()
@@ -65,7 +64,7 @@ def append(path: Path, event: Mapping[str, Any], *, sync: bool = False) -> None:
         size = os.fstat(handle).st_size
         if size and os.pread(handle, 1, size - 1) != b"\n":
             line = b"\n" + line
-        os.write(handle, line)
+        _put(handle, line)
         if sync:
             os.fsync(handle)
     finally:
@@ -97,8 +96,17 @@ def lines(path: Path, tail_bytes: int | None = None) -> Iterator[dict[str, Any]]
 
 
 def dump(event: Mapping[str, Any]) -> str:
-    """Return one line of strict JSON, which has no NaN: that is written as the text "nan"."""
-    return json.dumps(_strict(event), ensure_ascii=False, separators=(",", ":"), allow_nan=False) + "\n"
+    """Return one line of strict JSON."""
+    return json.dumps(strict(event), ensure_ascii=False, separators=(",", ":"), allow_nan=False) + "\n"
+
+
+def strict(value: Any) -> Any:
+    """Return JSON values with NaN and infinity, for which JSON has no number, as the texts NaN, Infinity, -Infinity."""
+    if isinstance(value, float):
+        return value if isfinite(value) else "NaN" if isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, Mapping):
+        return {key: strict(item) for key, item in value.items()}
+    return [strict(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def acquire(path: Path) -> int:
@@ -140,16 +148,15 @@ def holder(path: Path) -> str | None:
     return None
 
 
-def _strict(value: Any) -> Any:
-    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
-        return str(value)
-    if isinstance(value, Mapping):
-        return {key: _strict(item) for key, item in value.items()}
-    return [_strict(item) for item in value] if isinstance(value, list | tuple) else value
+def _put(handle: int, content: Any) -> None:
+    left = memoryview(content).cast("B")
+    while left:  # a disk that fills up takes a part first
+        left = left[os.write(handle, left) :]
 
 
 def _numbers(value: Any) -> Any:
-    if isinstance(value, str) and value in ("nan", "inf", "-inf"):
+    """Undo `strict`."""
+    if isinstance(value, str) and value in ("NaN", "Infinity", "-Infinity"):
         return float(value)
     if isinstance(value, dict):
         return {key: _numbers(item) for key, item in value.items()}

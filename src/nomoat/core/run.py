@@ -17,6 +17,7 @@ import os
 import platform
 import re
 import secrets
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -73,18 +74,22 @@ class Run:
         label = re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-.").lower()[:40] or "run"
         stem = f"{datetime.date.today().isoformat()}-{label}-{fingerprint(recipe)[:8]}"
         fresh = cls(root / f".new-{os.getpid()}-{secrets.token_hex(4)}", recipe)
-        try:
+        with fresh._disk(), fresh._gone_if_it_fails():
             for folder in (fresh.checkpoints, fresh.path / "samples"):
                 folder.mkdir(parents=True)
             fresh.write_json("recipe.json", to_json(recipe))
             fresh.write_json("environment.json", _environment())
             fresh.mark("running")
             target = fresh._settle(root, stem)
-        except OSError as error:
-            raise RunError(
-                f"no run can be made in {root}", str(error), "set $NOMOAT_RUNS to a folder that can be written"
-            ) from error
         return cls(target, recipe)
+
+    @contextmanager
+    def _gone_if_it_fails(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            shutil.rmtree(self.path, ignore_errors=True)
+            raise
 
     def _settle(self, root: Path, stem: str) -> Path:
         """Rename into place, whole, so that no half-made directory ever looks like a run."""
@@ -186,7 +191,8 @@ class Run:
             fields: numbers (also of numpy or torch), texts, lists; `step` is the number of steps done.
         """
         event = {"kind": kind, "time": time.time(), **{name: _plain(value) for name, value in fields.items()}}
-        durable.append(self.path / "metrics.jsonl", event)
+        with self._disk():
+            durable.append(self.path / "metrics.jsonl", event)
         if self.watch is not None:
             self.watch(event)
 
@@ -212,7 +218,8 @@ class Run:
             why: the measurement or the reason, in words.
         """
         line = {"name": name, "value": to_json(value), "step": step, "why": why}
-        durable.append(self.path / "decisions.jsonl", line, sync=True)
+        with self._disk():
+            durable.append(self.path / "decisions.jsonl", line, sync=True)
 
     def decisions(self, name: str | None = None) -> list[dict[str, Any]]:
         """Return the decisions in the order made: dicts of name, value, step, why."""
@@ -227,18 +234,32 @@ class Run:
     def write_text(self, name: str, text: str) -> Path:
         """Write a file of the run whole or not at all; returns its path."""
         path = self.path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        durable.replace(path, text.encode())
+        with self._disk():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            durable.replace(path, text.encode())
         return path
 
     def write_json(self, name: str, data: Any) -> Path:
         """Write JSON (also frozen dataclasses and paths, by `to_json`) whole or not at all; returns its path."""
-        return self.write_text(name, json.dumps(data, indent=2, ensure_ascii=False, default=_as_json) + "\n")
+        return self.write_text(
+            name, json.dumps(durable.strict(data), indent=2, ensure_ascii=False, default=_as_json) + "\n"
+        )
 
     def read_json(self, name: str) -> Any:
         """Return what a JSON file of the run holds, or None where there is no such file."""
         path = self.path / name
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    @contextmanager
+    def _disk(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise RunError(
+                f"{self.path.parent} cannot be written",
+                error.strerror or str(error),
+                "free some disk space, or set $NOMOAT_RUNS to a folder that can be written",
+            ) from error
 
 
 class RunSummary(NamedTuple):
@@ -300,7 +321,12 @@ def load(
             "it was trained further, or changed; name it without the hash to take it as it is",
         )
     family = run.recipe.build(parts)
-    family.load_state_dict(checkpoint.read(found.path, group))
+    # The slow copy may hold the parameters alone: what else a model keeps (buffers) is with the weights.
+    tensors = {**checkpoint.read(found.path, "weights"), **checkpoint.read(found.path, group)}
+    try:
+        family.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise CheckpointError(f"the weights of {run.name} do not fit its recipe", str(error)) from error
     return family.product.eval().requires_grad_(False)
 
 
