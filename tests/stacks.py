@@ -27,10 +27,13 @@ def shaken(stack: Stack, seed: int = 0) -> Stack:
     return stack.double().requires_grad_(False)
 
 
-def make(dialect: str = "OURS", **fields: Any) -> Stack:
+def make(dialect: str | dialects.Dialect = "OURS", **fields: Any) -> Stack:
     """Two layers, width 16, four heads of which two share keys and values, 64 positions."""
     sizes: dict[str, Any] = {"width": WIDTH, "depth": 2, "heads": 4, "kv_heads": 2, "positions_length": 64}
-    return shaken(Backbone(**{**sizes, "dialect": named(dialect), **fields}).build())
+    value = named(dialect) if isinstance(dialect, str) else dialect
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return shaken(Backbone(**{**sizes, "dialect": value, **fields}).build())
 
 
 def noise(*shape: int, seed: int = 1) -> torch.Tensor:

@@ -161,7 +161,7 @@ def test_rotary_turns_pairs_by_position_times_frequency():
 
 
 def test_rotary_depends_on_differences_only_and_leaves_the_rest_of_the_head():
-    stack, x = make("LLAMA", dialect=named("LLAMA", rope_share=0.5)), noise(1, 5, WIDTH)
+    stack, x = make(named("LLAMA", rope_share=0.5), head_width=8), noise(1, 5, WIDTH)
     places = torch.arange(5)[None]
     assert_close(stack(x, places).x_BLD, stack(x, places + 11).x_BLD)
     assert not torch.isclose(stack(x, places).x_BLD, stack(x, places * 2).x_BLD).all()

@@ -133,12 +133,12 @@ class AttentionMemory:
     ) -> None:
         """Put each valid position at its index in its slot. No gradient flows into a memory."""
         where: tuple[Tensor | slice, ...] = (slots[:, None], slice(None), index_BL)
+        keys, values = keys_BLGK.detach().to(self.keys.dtype), values_BLGK.detach().to(self.values.dtype)
         if valid_BL is not None:
             row, column = valid_BL.nonzero(as_tuple=True)
             where = (slots[row], slice(None), index_BL[row, column])
-            keys_BLGK, values_BLGK = keys_BLGK[row, column], values_BLGK[row, column]
-        self.keys[where] = keys_BLGK.detach().to(self.keys.dtype)
-        self.values[where] = values_BLGK.detach().to(self.values.dtype)
+            keys, values = keys[row, column], values[row, column]
+        self.keys[where], self.values[where] = keys, values
 
     def extend(self, keys_BLGK: Tensor, values_BLGK: Tensor, scene: Scene) -> tuple[Tensor, Tensor]:
         """Write this call's keys and values and return all that its rows now hold, [B, G, M, K]."""
