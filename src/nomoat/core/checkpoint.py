@@ -110,11 +110,18 @@ def latest(folder: Path) -> Found | None:
         CheckpointError: there are checkpoints and all of them are damaged.
     """
     damaged: list[tuple[Path, str]] = []
-    for step, path in _candidates(folder):
-        reason = verify(path)
-        if reason is None:
-            return Found(step, path, tuple(damaged))
-        damaged.append((path, reason))
+    for _ in range(5):
+        damaged, gone = [], False
+        for step, path in _candidates(folder):
+            reason = verify(path)
+            if reason is None:
+                return Found(step, path, tuple(damaged))
+            if path.is_dir():
+                damaged.append((path, reason))
+            else:
+                gone = True  # a process that trains has dropped it just now, for a newer one
+        if not gone:
+            break
     if damaged:
         raise CheckpointError(
             f"no checkpoint in {folder} is intact",

@@ -313,16 +313,17 @@ def load(
     for warning in found.warnings():
         (watch or _say)({"kind": "warning", "text": warning})
     group = weights or ("ema" if "ema" in checkpoint.groups(found.path) else "weights")
-    wanted = ref.sha256 if isinstance(ref, Ref) else None
-    if wanted and wanted != checkpoint.digest(found.path, group):
+    wanted, held = ref.sha256 if isinstance(ref, Ref) else None, checkpoint.digest(found.path, group)
+    if wanted not in (None, held):
         raise CheckpointError(
             f"{run.name} no longer holds the weights that were asked for",
-            f"wanted SHA-256 {wanted[:12]}..., found {checkpoint.digest(found.path, group)[:12]}...",
+            f"wanted SHA-256 {str(wanted)[:12]}..., found {held[:12]}...",
             "it was trained further, or changed; name it without the hash to take it as it is",
         )
-    family = run.recipe.build(parts)
     # The slow copy may hold the parameters alone: what else a model keeps (buffers) is with the weights.
-    tensors = {**checkpoint.read(found.path, "weights"), **checkpoint.read(found.path, group)}
+    tensors = {} if group == "weights" else checkpoint.read(found.path, "weights")
+    tensors |= checkpoint.read(found.path, group)
+    family = run.recipe.build(parts)
     try:
         family.load_state_dict(tensors)
     except RuntimeError as error:
@@ -343,9 +344,9 @@ def _locate(text: str) -> Path:
     if text == "last" and known:
         return known[-1].path
     for fits in ([run for run in known if run.name.startswith(text)], [run for run in known if text in run.name]):
-        if len(fits) == 1:
+        if text and len(fits) == 1:
             return fits[0].path
-        if fits:
+        if text and fits:
             raise RunError(f"`{text}` names {len(fits)} runs", ", ".join(run.name for run in fits), "name one of them")
     raise RunError(
         f"there is no run `{text}`",
