@@ -1,0 +1,74 @@
+"""What anybody has for nothing: compressors measured as their file grows, with and without the training text."""
+
+from __future__ import annotations
+
+import gzip as gzip_module
+import lzma
+import random
+
+import numpy as np
+import pytest
+
+from nomoat.evaluate import baselines
+from nomoat.evaluate.baselines import five_gram, gzip, xz
+from nomoat.evaluate.bits import Excerpt
+
+
+def words(count, seed):
+    chance = random.Random(seed)
+    known = ["".join(chance.choices("etaoinshrdlu", k=chance.randint(2, 9))) for _ in range(400)]
+    chance = random.Random(seed + 1)
+    return " ".join(chance.choices(known, k=count)).encode()
+
+
+TEXT = words(60_000, 0)
+TRAINING, HELD_OUT = TEXT[:-40_000], TEXT[-40_000:]
+
+
+def test_alone_is_what_the_command_line_tools_give():
+    found = gzip(TRAINING, HELD_OUT), xz(TRAINING, HELD_OUT)
+    theirs = len(gzip_module.compress(HELD_OUT, 9)), len(lzma.compress(HELD_OUT, preset=9 | lzma.PRESET_EXTREME))
+    for ours, size in zip(found, theirs, strict=True):
+        assert ours.alone == pytest.approx(8 * size / len(HELD_OUT), rel=0.02)
+        assert ours.alone <= 8 * size / len(HELD_OUT)  # no headers are counted
+
+
+def test_xz_remembers_all_of_the_training_text_and_gzip_its_end():
+    far = HELD_OUT[:20_000]
+    training = far + TRAINING[:200_000]
+    assert xz(training, far).bits_per_byte < 0.05
+    assert gzip(training, far).bits_per_byte > 1
+    near = TRAINING[:200_000] + far
+    assert gzip(near, far).bits_per_byte < 0.2
+    assert xz(training, far, most_bytes=100_000).bits_per_byte > 1
+    assert xz(training, far, most_bytes=100_000).training_bytes == 100_000
+
+
+def test_one_pass_gives_the_same_as_two(monkeypatch):
+    two = xz(TRAINING, HELD_OUT).bits_per_byte
+    monkeypatch.setattr(baselines, "ONE_PASS_BYTES", 0)
+    one = xz(TRAINING, HELD_OUT).bits_per_byte
+    assert abs(one - two) * len(HELD_OUT) / 8 < 100  # bytes
+    assert one != two or len(HELD_OUT) == 0
+
+
+def test_without_training_text_nothing_breaks():
+    for measured in (gzip(b"", HELD_OUT), xz(b"", HELD_OUT)):
+        assert measured.bits_per_byte == pytest.approx(measured.alone, rel=0.01)
+        assert measured.training_bytes == 0
+
+
+def test_five_gram_beats_what_does_not_know_the_words():
+    tokens = np.frombuffer(TEXT, np.uint8).astype(np.int64)
+    parts = [np.append(part, 256) for part in np.array_split(tokens, 40)]
+    ends = np.cumsum([len(part) for part in parts])
+
+    def excerpt(chosen):
+        return Excerpt(np.concatenate(parts), ends, np.arange(40)).only(np.array(chosen))
+
+    lengths = np.append(np.ones(256, dtype=np.int64), 0)
+    found, figure = five_gram(excerpt(range(30)), excerpt(range(30, 40)), lengths, 256)
+    assert found.name == "5-gram" and found.alone is None
+    assert 1.0 < found.bits_per_byte < gzip(TRAINING, HELD_OUT).alone
+    assert found.interval[0] < found.bits_per_byte < found.interval[1]
+    assert figure.documents == 10 and figure.bytes == sum(len(part) - 1 for part in parts[30:])
