@@ -60,9 +60,8 @@ def test_gpt2(kernel):
              "mlp.norm": "ln_2", "mlp.body.up": "mlp.c_fc", "mlp.body.down": "mlp.c_proj"}  # fmt: skip
     for layer in range(3):
         for ours, name in parts.items():
-            weights[f"layers.{layer}.{ours}.weight"] = old[
-                f"h.{layer}.{name}.weight"
-            ].T  # Conv1D; a vector's T is itself
+            weight = old[f"h.{layer}.{name}.weight"]
+            weights[f"layers.{layer}.{ours}.weight"] = weight.t()  # matrices are stored as [in, out]
             weights[f"layers.{layer}.{ours}.bias"] = old[f"h.{layer}.{name}.bias"]
     stack = filled(Backbone(width=32, depth=3, heads=4, dialect=GPT2, positions_length=16), weights)
     x, expected = theirs.wte(TOKENS), theirs(TOKENS).last_hidden_state

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from nomoat.nn.attention import Attention, CrossAttention
 from nomoat.nn.condition import make_port
 from nomoat.nn.dialect import Dialect
+from nomoat.nn.linear import draw_
 from nomoat.nn.masks import RelativePositions
 from nomoat.nn.memory import LayerMemory
 from nomoat.nn.mlp import MLP, GatedMLP
@@ -118,7 +119,7 @@ class Table(nn.Module):
 
     def __init__(self, rows: int, width: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(rows, width).normal_(std=0.02))
+        self.weight = nn.Parameter(draw_(torch.empty(rows, width), 0.02))
 
     def forward(self, x_BLD: Tensor, positions: Tensor) -> Tensor:
         """[B, L, D] and integers [1 or B, L] to [B, L, D]."""

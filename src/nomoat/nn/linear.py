@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 
-from torch import nn
+from torch import Tensor, nn
 
 from nomoat.nn.dialect import Dialect
 
@@ -19,10 +19,15 @@ def first_std(inputs: int, dialect: Dialect) -> float:
     return (1.0 if dialect.zero_init else 0.02 * math.sqrt(768)) / math.sqrt(inputs)
 
 
+def draw_(weight: Tensor, std: float) -> Tensor:
+    """Fill with normal numbers. Nothing to fill on the meta device, where torch would first import 800 modules."""
+    return weight if weight.is_meta else nn.init.normal_(weight, std=std)
+
+
 def linear(inputs: int, outputs: int, bias: bool, dialect: Dialect) -> nn.Linear:
     """A linear layer with normal weights and zero bias."""
     layer = nn.Linear(inputs, outputs, bias=bias)
-    nn.init.normal_(layer.weight, std=first_std(inputs, dialect))
+    draw_(layer.weight, first_std(inputs, dialect))
     if bias:
         nn.init.zeros_(layer.bias)
     return layer

@@ -12,6 +12,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from nomoat.nn.linear import draw_
 from nomoat.nn.scene import Scene
 
 
@@ -82,7 +83,7 @@ class RelativePositions(nn.Module):
 
     def __init__(self, buckets: int, heads: int, reach: int, causal: bool) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(buckets, heads).normal_(std=0.02))
+        self.weight = nn.Parameter(draw_(torch.empty(buckets, heads), 0.02))
         self.reach, self.causal = reach, causal
 
     def forward(self, scene: Scene) -> Tensor:
