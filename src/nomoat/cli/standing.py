@@ -83,7 +83,7 @@ class Standing:
         self.total = float(event.get("steps") or self.total)
         if fresh:  # a resumed run does not begin at 0
             self.phase_from = max(0.0, self.done - 1)
-        if isinstance(loss := event.get("loss"), float):
+        if isinstance(loss := event.get("training_loss"), float):
             self.losses = [*self.losses, loss][-KEPT_LOSSES:]
         if event.get("tokens_per_second"):
             self.tokens_per_second = float(event["tokens_per_second"])
