@@ -122,7 +122,8 @@ def generator(seed: int, *names: str | int) -> torch.Generator:
 
     The stream of (seed, step, player) is independent of that of (seed, step + 1, player): no state is carried along.
     """
-    text = repr((seed, *names)).encode()
+    # As plain numbers, so that one of NumPy or of a tensor gives what the same number of Python gives.
+    text = repr((int(seed), *(name if isinstance(name, str) else int(name) for name in names))).encode()
     return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(text).digest()[:8], "little") >> 1)
 
 
