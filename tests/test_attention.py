@@ -84,7 +84,9 @@ def test_a_causal_stack_does_not_look_ahead_and_a_full_one_does(dialect, kernel)
 @pytest.mark.parametrize("dialect", NAMES)
 def test_padded_equals_unpadded(dialect, causal, where):
     stack, x = make(dialect, causal=causal, window=3), noise(2, 5, WIDTH)
-    valid = torch.tensor({"left": [0, 0, 1, 1, 1, 1, 1], "right": [1] * 5 + [0] * 2, "between": [1, 0, 1, 1, 0, 1, 1]}[where])
+    valid = torch.tensor(
+        {"left": [0, 0, 1, 1, 1, 1, 1], "right": [1] * 5 + [0] * 2, "between": [1, 0, 1, 1, 0, 1, 1]}[where]
+    )
     valid = torch.stack([valid.bool(), torch.tensor([True] * 5 + [False] * 2)])
     padded = noise(2, 7, WIDTH, seed=5)
     padded[valid] = x.flatten(0, 1)
@@ -205,7 +207,12 @@ def test_rope_scaling_is_that_of_transformers(kind):
 
     words = {
         "linear": {"factor": 4.0},
-        "llama3": {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64},
+        "llama3": {
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        },
         "yarn": {"factor": 4.0, "original_max_position_embeddings": 64, "beta_fast": 32, "beta_slow": 1},
     }[kind]
     scaling = {

@@ -42,7 +42,9 @@ def test_a_trained_port_is_heard_and_may_be_left_out(dialect, port):
         ports = Ports(residuals=[noise(2, 5, WIDTH, seed=3)] * 2)
     heard, alone = stack(x, ports=ports).x_BLD, stack(x).x_BLD
     assert not torch.isclose(heard, alone).all()
-    weights = {name: weight for name, weight in stack.state_dict().items() if "cond" not in name and "cross" not in name}
+    weights = {
+        name: weight for name, weight in stack.state_dict().items() if "cond" not in name and "cross" not in name
+    }
     bare = make(dialect)
     bare.load_state_dict(weights)
     assert_close(bare(x).x_BLD, alone)
