@@ -1,0 +1,151 @@
+"""The training state: all that a checkpoint holds, and nothing that depends on a clock.
+
+    recipe -> build (seeded) -> family, movers, slow copy, step 0
+    checkpoint -> weights, optimizer, ema, state.json -> the same, at step N
+
+What `keep` writes is what `restore` reads: family (buffers and slow teachers included), the optimizer of each player,
+the slow copy, and the counters of state.json. The order of the data is computed from the step, so it needs no place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nomoat.core import checkpoint
+from nomoat.core.errors import CheckpointError
+from nomoat.core.family import Family
+from nomoat.core.recipe import Recipe
+from nomoat.nn.ema import SlowCopy
+from nomoat.train.launch import Group
+from nomoat.train.mover import Mover, Settings
+
+
+@dataclass
+class State:
+    """Everything that moves while a run is trained.
+
+    Args:
+        family: the model, on its device, in train mode.
+        movers: player -> what moves its parameters.
+        slow: the slow copy of all that learns, where the recipe asks for one.
+        decay: of the slow copy.
+        step: number of steps done.
+        tokens: tokens read for training so far (samples, where the data has no tokens).
+        seconds: time spent so far, up to the last checkpoint.
+        kept: the step of the last checkpoint, None where there is none.
+    """
+
+    family: Family
+    movers: dict[str, Mover] = field(default_factory=dict)
+    slow: SlowCopy | None = None
+    decay: float = 0.0
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    kept: int | None = None
+
+    def prepare(self, recipe: Recipe, settings: Settings, group: Group) -> None:
+        """Make the movers and the slow copy, empty as at step 0."""
+        self.movers = {player: Mover(self.family, player, recipe, settings, group) for player in self.family.players}
+        learned = {name: p for name, p in self.family.named_parameters() if p.requires_grad}
+        self.slow, self.decay = (SlowCopy(learned), recipe.ema) if recipe.ema is not None else (None, 0.0)
+
+    def follow(self, progress: float) -> None:
+        """After all players have moved: what no gradient moves follows, and the step is done."""
+        self.family.after_step(progress)
+        if self.slow is not None:
+            # Less than the decay at first, so that the random start is soon forgotten (TensorFlow's moving average).
+            self.slow.update(min(self.decay, (1 + self.step) / (10 + self.step)))
+        self.step += 1
+
+    def keep(self, folder: Path, seconds: float) -> Path:
+        """Write a checkpoint of this step.
+
+        Raises:
+            CheckpointError: the disk is full or broken; the last good checkpoint is still there.
+        """
+        weights = self.family.state_dict()
+        groups = {"weights": weights, "optimizer": self._optimizers()}
+        if self.slow is not None:
+            groups["ema"] = {**weights, **self._slow_names(self.slow)}
+        counters = {"step": self.step, "tokens": self.tokens, "seconds": seconds}
+        path = checkpoint.save(folder, self.step, groups, counters)
+        self.kept = self.step
+        return path
+
+    def restore(self, path: Path) -> None:
+        """Take over a checkpoint.
+
+        Raises:
+            CheckpointError: it does not fit the recipe.
+        """
+        try:
+            self.family.load_state_dict(checkpoint.read(path, "weights"))
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"the weights of {path.name} do not fit the model of the recipe",
+                " ".join(str(error).split())[:300],
+                "resume with the recipe that lies in the run",
+            ) from error
+        of_player: dict[str, dict[str, Tensor]] = {player: {} for player in self.movers}
+        for key, tensor in checkpoint.read(path, "optimizer").items():
+            player, _, name = key.partition("/")
+            of_player[player][name] = tensor
+        for player, mover in self.movers.items():
+            mover.load(of_player[player])
+        if self.slow is not None:
+            self.slow.load(checkpoint.read(path, "ema"))
+        counters: dict[str, Any] = checkpoint.state(path)
+        self.step, self.tokens, self.seconds = counters["step"], counters["tokens"], counters["seconds"]
+        self.kept = self.step
+
+    @contextmanager
+    def thrown_away(self) -> Iterator[None]:
+        """Whatever is trained within is undone bit for bit. Movers and slow copy must be prepared anew afterwards."""
+        step = self.step
+        before = {name: value.detach().clone() for name, value in self.family.state_dict().items()}
+        try:
+            yield
+        finally:
+            self.family.load_state_dict(before)
+            self.movers, self.slow, self.step = {}, None, step
+
+    @contextmanager
+    def product(self) -> Iterator[Family]:
+        """The family as it would be loaded: in eval mode, without gradients, with the slow copy's weights."""
+        self.family.eval()
+        try:
+            with torch.no_grad(), self.slow.swapped() if self.slow is not None else nullcontext():
+                yield self.family
+        finally:
+            self.family.train()
+
+    def finished(self) -> Family:
+        """The family as `load` gives it, for good."""
+        if self.slow is not None:
+            self.slow.copy_to_live()
+        return self.family.eval()
+
+    def _slow_names(self, slow: SlowCopy) -> dict[str, Tensor]:
+        """The slow copy under every name that the weights have, also where two names share one."""
+        of_weight = {id(weight): slow.tensors[name] for name, weight in slow.live.items()}
+        named = self.family.named_parameters(remove_duplicate=False)
+        return {name: of_weight[id(weight)] for name, weight in named if id(weight) in of_weight}
+
+    def _optimizers(self) -> dict[str, Tensor]:
+        return {f"{player}/{name}": t for player, mover in self.movers.items() for name, t in mover.tensors().items()}
+
+
+def build(recipe: Recipe, device: torch.device) -> Family:
+    """The untrained family of a recipe, on its device; its weights depend on the seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        family = recipe.build()
+    return family.to(device).train()
