@@ -107,7 +107,7 @@ def build(version: str, cuda: str | None, present: list[str], card: str) -> Find
         card: the make of the graphics card that the system shows.
     """
     shown = f"{version}, built for {f'CUDA {cuda}' if cuda else 'the CPU'}"
-    usable = present[0] == "cuda"
+    usable = len(present) > 1
     if cuda and not card and not usable:
         return Finding("torch", f"{shown}, but there is no GPU: 3.5 GB for nothing", False, TO_CPU)
     if cuda and not usable:
