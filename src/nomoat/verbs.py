@@ -97,11 +97,7 @@ def load(run: Run | Path | str, device: str = "cpu", watch: Watch | None = None)
         CheckpointError: no checkpoint is good.
     """
     place = _checked(device)
-    model = _run.load(run)
-    for path, reason in getattr(model, "damaged", ()):
-        if watch is not None:
-            watch({"kind": "warning", "text": f"{path} is damaged ({reason}); an older checkpoint was taken"})
-    return model.to(place)
+    return _run.load(run, watch=watch).to(place)
 
 
 def generate(
