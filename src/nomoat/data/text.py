@@ -70,6 +70,23 @@ class Text:
             )
         return opened.batches(batch_size, seed, start, rank, world)
 
+    def held_out(self, family: Any, batch_size: int, tokens: int) -> Iterator[Batch]:
+        """Batches of about `tokens` held-out tokens, their windows spread evenly; `bytes` [B] is what each row spells.
+
+        Nothing where the data has no held-out part.
+        """
+        opened = self.open()
+        if not opened.held_tokens:
+            return
+        windows = opened.held_out_windows()
+        count = min(len(windows), max(1, tokens // self.context_length))
+        chosen = np.linspace(0, len(windows) - 1, count).round().astype(np.int64)
+        for first in range(0, count, batch_size):
+            here = chosen[first : first + batch_size]
+            batch = windows.rows(here).batch(here)
+            spelled_BL = opened.tokenizer.lengths[batch["tokens"].numpy()] * batch["mask"].numpy()
+            yield {**batch, "bytes": spelled_BL.sum(1).tolist()}
+
 
 class TextStream:
     """Opened text: any sample in constant time.
@@ -111,6 +128,11 @@ class TextStream:
                 here = slice(first, first + len(share))
                 yield self._read(index_N[here], *(place[here] for place in places))
             start += steps
+
+    @property
+    def held_tokens(self) -> int:
+        """Held-out tokens of all folders."""
+        return sum(self._reader(folder, "heldout").tokens for folder in self.folders)
 
     def held_out_windows(self, context_length: int | None = None) -> Windows:
         """The held-out part in windows without overlap, each token once; of all folders, one behind the other."""

@@ -175,7 +175,7 @@ class Training:
                 with autocast(self.settings.device, self.settings.precision):
                     loss = family.loss(placed, family.players[-1], progress)
                 total, count = total + float(loss.total), count + float(loss.count)
-                size += float(batch["bytes"].sum()) if "bytes" in batch else 0.0
+                size += float(sum(batch.get("bytes", ())))
         self._evaluating = time.perf_counter() - began
         bits = {"bits_per_byte": total / math.log(2) / size} if size else {}
         return {"loss": total / max(count, 1.0), **bits}

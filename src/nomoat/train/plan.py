@@ -1,0 +1,352 @@
+"""The budget planner: what to train for this budget on this machine, and what to expect of it.
+
+    corpus, budget -> pace of a few sizes (real steps) -> the size with the lowest expected loss -> a short rehearsal
+        -> Forecast(recipe, expected, how sure), written to the run before its first step
+
+The loss of a size is expected by a law of the form of Hoffmann et al. 2022, arXiv:2203.15556, in bits per byte, with
+repeated tokens discounted as in Muennighoff et al. 2023, arXiv:2305.16264. Its shape was fitted on rehearsals and runs
+of the folders that docs/experiments.md names; its height is the corpus's own, found by the rehearsal: the same recipe,
+trained to its end in a small share of the budget.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nomoat.core import device as machine
+from nomoat.core.budget import Budget
+from nomoat.core.errors import ConfigError
+from nomoat.core.family import Family
+from nomoat.core.recipe import Recipe
+from nomoat.core.run import Run
+from nomoat.train.loop import train
+from nomoat.train.mover import Mover, Settings
+
+WIDTHS = (64, 128, 192, 256, 320, 384, 448, 512, 640, 768, 1024, 1280, 1536, 2048)
+REHEARSAL = 0.06  # share of the budget; the whole planning stays below a tenth of it
+LEAST_SECONDS = 3.0  # a shorter rehearsal says nothing
+MOST_EPOCHS = 20
+Watch = Callable[[Mapping[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Law:
+    """bits per byte = height x (floor + (size / parameters)^a + (data / tokens seen)^b).
+
+    Args:
+        floor, size, data, a, b: the shape, the same for all corpora.
+        repeat: epochs after which repeated tokens are worth little (R* of Muennighoff et al. 2023).
+    """
+
+    floor: float = 0.45
+    size: float = 1.2e4
+    data: float = 1.4e5
+    a: float = 0.25
+    b: float = 0.35
+    repeat: float = 6.0
+
+    def worth(self, tokens: float, unique: float) -> float:
+        """Fresh tokens that `tokens` read from a text of `unique` tokens are worth."""
+        again = max(0.0, tokens / unique - 1)
+        return min(tokens, unique) + unique * self.repeat * (1 - math.exp(-again / self.repeat))
+
+    def shape(self, parameters: float, tokens: float, unique: float) -> float:
+        """Bits per byte, but for the corpus's height."""
+        fresh = self.worth(tokens, unique)
+        return self.floor + (self.size / parameters) ** self.a + (self.data / fresh) ** self.b
+
+
+LAW = Law()
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What the planner must know of a dataset.
+
+    Args:
+        tokens: of the training part.
+        bytes: of the training part.
+        vocab_size: of the tokenizer.
+    """
+
+    tokens: int
+    bytes: int
+    vocab_size: int
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure, and between what it should lie four times in five."""
+
+    value: float
+    low: float
+    high: float
+
+    @classmethod
+    def within(cls, value: float, share: float) -> Estimate:
+        return cls(value, value * (1 - share), value * (1 + share))
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What would be trained and what to expect of it.
+
+    Args:
+        recipe: to train.
+        parameters: of the model.
+        figures: name -> Estimate: held_out_bits_per_byte, tokens_per_second, seconds, steps, tokens, epochs,
+            memory_bytes, flops; with a price or watts also money and watt_hours.
+        reasons: why this size, in sentences.
+        warning: one sentence where the folder is too small for its budget, else empty.
+        spent: seconds that planning took.
+    """
+
+    recipe: Recipe
+    parameters: int
+    figures: Mapping[str, Estimate]
+    reasons: tuple[str, ...]
+    warning: str = ""
+    spent: float = 0.0
+
+    @property
+    def expected(self) -> dict[str, Any]:
+        """As plain numbers, for JSON, the card and the run."""
+        figures = {name: {"value": e.value, "low": e.low, "high": e.high} for name, e in self.figures.items()}
+        return {"parameters": self.parameters, **figures, "reasons": list(self.reasons), "warning": self.warning}
+
+    def as_text(self) -> str:
+        """For the terminal."""
+        backbone = self.recipe.family.backbone
+        lines = [
+            f"model      {self.parameters / 1e6:.2f} M parameters: width {backbone.width}, depth {backbone.depth}, "
+            f"context {self.recipe.family.context_length}, vocabulary {self.recipe.family.vocab_size:,}",
+            f"batch      {self.recipe.batch_size} sequences a step; learning rate {self.recipe.optimizer.learning_rate}",
+        ]
+        lines += [f"{name.replace('_', ' '):<10} {_words(name, e)}" for name, e in self.figures.items()]
+        lines += [f"because    {reason}" for reason in self.reasons]
+        return "\n".join([*lines, *([f"note       {self.warning}"] if self.warning else [])])
+
+
+def forecast(
+    corpus: Corpus,
+    sized: Callable[[int, int, Budget], Recipe],
+    budget: Budget,
+    device: str = "auto",
+    seconds: float | None = None,
+    watch: Watch | None = None,
+) -> Forecast:
+    """Choose the size for a budget, rehearse it and say what to expect.
+
+    Args:
+        corpus: the data's facts.
+        sized: (width, batch_size, budget) -> recipe.
+        budget: what may be spent on training, planning included.
+        device: where to train.
+        seconds: what is left of a budget of time once the files are read; None: the whole budget.
+        watch: told {"kind": "phase", ...} and {"kind": "rehearsal", ...}.
+
+    Raises:
+        ConfigError: the text is shorter than one context.
+    """
+    began = time.perf_counter()
+    whole = seconds if seconds is not None else budget.seconds()
+    paces = Paces(sized, machine.choose(device))
+    width, tokens = _best(corpus, paces, sized, budget, whole)
+    recipe = sized(width, batch_size(width, tokens, sized(width, 1, budget).family.context_length), budget)
+    rehearsed, pace, bits = _rehearse(recipe, device, whole, paces.seconds_per_token(width), watch)
+    spent = time.perf_counter() - began
+    if whole is not None and budget.unit not in ("steps", "tokens"):
+        recipe = replace(recipe, budget=_left(budget, whole - spent))
+        tokens = (whole - spent) / pace
+    parameters = _parameters(recipe)
+    ratio = LAW.shape(parameters, tokens, corpus.tokens) / LAW.shape(parameters, rehearsed, corpus.tokens)
+    figures = _figures(recipe, parameters, tokens, pace, bits * ratio, spent, corpus)
+    return Forecast(
+        recipe=recipe,
+        parameters=parameters,
+        figures=figures,
+        reasons=(
+            f"a rehearsal on {rehearsed:,.0f} tokens reached {bits:.3f} bits per byte; the law expects {ratio:.3f} "
+            f"times that after {tokens / rehearsed:.0f} times as many tokens",
+            f"of the widths tried on paper ({', '.join(map(str, paces.tried))}) {width} is expected to end lowest",
+        ),
+        warning=too_small(tokens / corpus.tokens),
+        spent=spent,
+    )
+
+
+class Paces:
+    """Seconds a token of each width: measured at two, between and beyond them by the FLOPs of a token."""
+
+    def __init__(self, sized: Callable[[int, int, Budget], Recipe], device: torch.device) -> None:
+        self.sized, self.device = sized, device
+        self.tried: tuple[int, ...] = ()
+        self.points = sorted(self._measured(width) for width in (128, 384))
+
+    def _measured(self, width: int) -> tuple[float, float]:
+        """FLOPs and seconds of a token, by the second-best of a few real steps."""
+        recipe = self.sized(width, max(1, 4096 // self.sized(width, 1, _ONE).family.context_length), _ONE)
+        family = recipe.build().to(self.device)
+        length = recipe.family.context_length
+        tokens_BL = torch.randint(recipe.family.vocab_size, (recipe.batch_size, length + 1))
+        batch = {"tokens": tokens_BL, "mask": torch.ones_like(tokens_BL, dtype=torch.bool)}
+        precision = "bf16" if machine.bf16_is_faster(self.device, tokens_BL.numel(), width, seconds=0.3).yes else "fp32"
+        family.stack.kernel = "plain" if length <= 512 else "fused"
+        mover = Mover(family, "model", recipe, Settings(self.device, precision, recipe.batch_size, torch.bfloat16))
+        taken = []
+        for _ in range(4):
+            start = time.perf_counter()
+            mover.move(batch, 0.5)
+            taken.append(time.perf_counter() - start)
+        return flops_per_token(recipe), sorted(taken)[1] / (recipe.batch_size * length)
+
+    def seconds_per_token(self, width: int) -> float:
+        """By a power of the FLOPs of a token, through the two points."""
+        (flops_1, seconds_1), (flops_2, seconds_2) = self.points
+        power = min(1.0, max(0.3, math.log(seconds_2 / seconds_1) / math.log(flops_2 / flops_1)))
+        return seconds_2 * (flops_per_token(self.sized(width, 1, _ONE)) / flops_2) ** power
+
+
+_ONE = Budget.parse("1steps")
+
+
+def batch_size(width: int, tokens: float, context_length: int) -> int:
+    """Sequences a step: about a thousand steps in a short run, more and larger ones in a long one."""
+    wanted = min(65_536.0, max(2048.0, 2048 * (tokens / 2e6) ** 0.5))
+    return max(1, 2 ** round(math.log2(wanted / context_length)))
+
+
+def flops_per_token(recipe: Recipe) -> float:
+    """Forward and backward: 6 a weight that is multiplied by, and the mixers' own products."""
+    config = recipe.family
+    table = config.vocab_size * config.backbone.width
+    return 6.0 * table + config.backbone.flops_per_token(config.context_length)
+
+
+def too_small(epochs: float) -> str:
+    """One sentence where a text would be read too often, else nothing."""
+    if epochs <= MOST_EPOCHS:
+        return ""
+    return (
+        f"This folder is small for its budget: it would be read {epochs:.0f} times, and a model learns little new after "
+        f"about {MOST_EPOCHS}; more text of the same kind would help, or a budget {epochs / MOST_EPOCHS:.0f} times smaller."
+    )
+
+
+def _best(
+    corpus: Corpus, paces: Paces, sized: Callable[[int, int, Budget], Recipe], budget: Budget, seconds: float | None
+) -> tuple[int, float]:
+    """The width whose expected loss is lowest, and the tokens it would read."""
+    found = []
+    for width in WIDTHS:
+        recipe = sized(width, 1, budget)
+        tokens = _tokens(recipe, budget, seconds, paces.seconds_per_token(width))
+        found.append((LAW.shape(_parameters(recipe), tokens, corpus.tokens), width, tokens))
+    _, width, tokens = min(found)
+    place = WIDTHS.index(width)
+    paces.tried = WIDTHS[max(0, place - 1) : place + 2]
+    return width, tokens
+
+
+def _tokens(recipe: Recipe, budget: Budget, seconds: float | None, pace: float) -> float:
+    if budget.unit == "tokens":
+        return budget.amount
+    if budget.unit == "steps":
+        return budget.amount * 4096
+    if seconds is None:
+        raise ConfigError(f"a budget of `{budget.text}` cannot be turned into time")
+    return max(1.0, (1 - REHEARSAL) * seconds / pace)
+
+
+def _rehearse(
+    recipe: Recipe, device: str, seconds: float | None, pace: float, watch: Watch | None
+) -> tuple[float, float, float]:
+    """Train the recipe to its end in a small share of the budget, in a run that is thrown away.
+
+    Returns:
+        Tokens read, seconds a token (without what comes before the first step), held-out bits per byte.
+    """
+    share = max(LEAST_SECONDS, REHEARSAL * (seconds or 600.0))
+    tokens_a_step = recipe.batch_size * recipe.family.context_length
+    steps = max(4, round(share / (pace * tokens_a_step)))
+    if watch is not None:
+        watch({"kind": "phase", "phase": "planning", "steps": steps})
+    short = replace(recipe, budget=Budget.parse(f"{steps}steps"), keep_every_seconds=1e9, evaluate_every=10**9)
+    with tempfile.TemporaryDirectory(prefix="nomoat-plan-") as folder:
+        run = Run.create(folder, "rehearsal", short)
+        train(short, run, device)
+        steps_noted, evaluated = run.metrics("step"), run.metrics("evaluate")
+    first, last = steps_noted[1 if len(steps_noted) > 2 else 0], steps_noted[-1]
+    pace = (last["seconds"] - first["seconds"]) / max(1, (last["step"] - first["step"]) * tokens_a_step)
+    return float(steps * tokens_a_step), pace, float(evaluated[-1]["bits_per_byte"])
+
+
+def _figures(
+    recipe: Recipe, parameters: int, tokens: float, pace: float, bits: float, spent: float, corpus: Corpus
+) -> dict[str, Estimate]:
+    seconds = tokens * pace
+    figures = {
+        "held_out_bits_per_byte": Estimate.within(bits, 0.05),
+        "tokens_per_second": Estimate.within(1 / pace, 0.15),
+        "seconds": Estimate(seconds + spent, 0.95 * seconds + spent, 1.05 * seconds + spent),
+        "steps": Estimate.within(tokens / (recipe.batch_size * recipe.family.context_length), 0.15),
+        "tokens": Estimate.within(tokens, 0.15),
+        "epochs": Estimate.within(tokens / corpus.tokens, 0.15),
+        "memory_bytes": Estimate.within(_memory(recipe, parameters), 0.3),
+        "flops": Estimate.within(tokens * flops_per_token(recipe), 0.15),
+    }
+    if recipe.budget.price_per_hour:
+        figures["money"] = Estimate.within(recipe.budget.price_per_hour * (seconds + spent) / 3600, 0.05)
+    if recipe.budget.watts:
+        figures["watt_hours"] = Estimate.within(recipe.budget.watts * (seconds + spent) / 3600, 0.3)
+    return figures
+
+
+def _memory(recipe: Recipe, parameters: int) -> float:
+    """Weights, gradients and optimizer (16 bytes a parameter) and the activations kept for the backward pass."""
+    backbone, config = recipe.family.backbone, recipe.family
+    tokens = recipe.batch_size * config.context_length
+    activations = tokens * backbone.depth * (40 * backbone.width + 4 * backbone.heads * config.context_length)
+    return 16.0 * parameters + activations + 4e8  # the last: Python, torch and its libraries
+
+
+def _parameters(recipe: Recipe) -> int:
+    config = recipe.family
+    tables = 1 if config.backbone.dialect.output == "tied" else 2
+    return config.backbone.parameters() + tables * config.vocab_size * config.backbone.width
+
+
+def _left(budget: Budget, seconds: float) -> Budget:
+    """The same kind of budget, of what is left of it."""
+    whole = budget.seconds() or seconds
+    return replace(budget, amount=max(budget.amount * seconds / whole, 1e-9))
+
+
+def _words(name: str, estimate: Estimate) -> str:
+    scale, form = {
+        "memory_bytes": (1e-9, "{:.2f} GB"),
+        "flops": (1e-12, "{:,.0f} TFLOP"),
+        "held_out_bits_per_byte": (1.0, "{:.3f}"),
+        "money": (1.0, "{:.4f}"),
+        "watt_hours": (1.0, "{:.2f}"),
+        "epochs": (1.0, "{:.1f}"),
+    }.get(name, (1.0, "{:,.0f}"))
+    value, low, high = (form.format(scale * number) for number in (estimate.value, estimate.low, estimate.high))
+    return f"{value} (between {low} and {high})"
+
+
+def compare(expected: Mapping[str, Any], actual: Mapping[str, float]) -> Iterable[tuple[str, float, float, float]]:
+    """Name, expected, actual and actual / expected - 1 of each figure that both have; for the card."""
+    for name, value in actual.items():
+        if isinstance(found := expected.get(name), Mapping) and found["value"]:
+            yield name, found["value"], value, value / found["value"] - 1
+
+
