@@ -70,12 +70,14 @@ def test_listing_reads_the_text_and_runs_nothing(tmp_path: Path) -> None:
     (tmp_path / "b.py").write_text("1 / 0\n" + FILE.format(docstring="Second.", about="two"))
     (tmp_path / "a.py").write_text('"""First."""\nrecipe: Recipe = Recipe("one", family=1)\n')
     (tmp_path / "c.py").write_text("recipe = make()\n")
+    (tmp_path / "d.py").write_text("def sized(n):\n    return Recipe(about='four', x=n)\n\nrecipe = sized(3)\n")
     (tmp_path / "no_recipe.py").write_text("x = 1\n")
     (tmp_path / "_private.py").write_text("recipe = Recipe(about='p')\n")
     assert [tuple(listed) for listed in listing(tmp_path)] == [
         ("a", "one", "First."),
         ("b", "two", ""),
         ("c", "", ""),
+        ("d", "four", ""),
     ]
 
 

@@ -218,7 +218,7 @@ def listing(folder: Path | None = None) -> list[Listed]:
     recipes = []
     for path in sorted(folder.glob("[!_]*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
-        about = next((found for node in tree.body if (found := _about(node)) is not None), None)
+        about = _about(tree)
         if about is not None:
             docstring = (ast.get_docstring(tree) or "").partition("\n")[0]
             recipes.append(Listed(path.stem, about, docstring))
@@ -268,17 +268,15 @@ def _recipe_of(module: Any, shown: str) -> Recipe:
     return found
 
 
-def _about(node: ast.stmt) -> str | None:
-    """The text given as `about` by `recipe = Recipe(...)`, "" where it is not written out; None: another statement."""
-    if isinstance(node, ast.AnnAssign):
-        targets: list[ast.expr] = [node.target]
-    elif isinstance(node, ast.Assign):
-        targets = node.targets
-    else:
-        return None
+def _about(tree: ast.Module) -> str | None:
+    """The text given as `about` where the file makes its `Recipe`, "" where it is not written out; None: no recipe."""
+    targets: list[ast.expr] = []
+    for node in tree.body:
+        targets += [node.target] if isinstance(node, ast.AnnAssign) else getattr(node, "targets", [])
     if not any(isinstance(target, ast.Name) and target.id == "recipe" for target in targets):
         return None
-    if not isinstance(node.value, ast.Call):
-        return ""
-    given = [keyword.value for keyword in node.value.keywords if keyword.arg == "about"] + node.value.args[:1]
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    made = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == Recipe.__name__]
+    given = [word.value for call in made for word in call.keywords if word.arg == "about"]
+    given += [call.args[0] for call in made if call.args]
     return next((item.value for item in given if isinstance(item, ast.Constant) and isinstance(item.value, str)), "")
