@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from markov import Limits, Markov
 
 from nomoat.data.tokenizer import ByteTokenizer, CharTokenizer, train_bpe
-from nomoat.evaluate.surprise import Surprise, character_bits, cut_lines, excesses, surprise, top
+from nomoat.evaluate.surprise import Surprise, Usual, character_bits, cut_lines, surprise, top
 
 CODE = "def add(a, b):\n    return a + b\n\n\ndef sub(a, b):\n    return a - b\n" * 12
 ODD = "xq!7Zk@vvp#0\n"
@@ -82,12 +82,14 @@ def test_excess_does_not_favour_long_lines_or_short_ones():
     lengths = np.repeat([4, 20, 80, 180], 500)
     texts = ["x" * (n - 1) for n in lengths]
     bits = np.array([chance.exponential(1.5, n).sum() for n in lengths])
-    found = excesses(texts, bits)
+    usual = Usual.of(texts, bits)
+    found = np.array([usual.excess(text, cost) for text, cost in zip(texts, bits, strict=True)])
     spreads = [found[lengths == n].std() for n in (4, 20, 80, 180)]
     assert max(spreads) / min(spreads) < 1.3
     assert np.abs([found[lengths == n].mean() for n in (4, 20, 80, 180)]).max() < 0.2
-    assert excesses(["", "  "], np.array([3.0, 9.0])).tolist() == [0, 0]
-    assert excesses(["a", "a"], np.array([3.0, 3.0])).tolist() == [0, 0]
+    blank = Usual.of(["", "  "], np.array([3.0, 9.0]))
+    assert blank.excess("  ", 9.0) == 0
+    assert Usual.of(["a", "a"], np.array([3.0, 3.0])).excess("a", 3.0) == 0
 
 
 def test_the_top_takes_one_line_of_a_passage_and_one_of_equal_lines():

@@ -1,6 +1,6 @@
 """Interpolated modified Kneser-Ney: the n-gram model to beat, over the same tokens, in sorted NumPy tables.
 
-    tokens_N -> ids of the n-grams ending at each position, n = 1..5 -> adjusted counts -> discounts -> p(token | context)
+    tokens_N -> ids of the n-grams ending at each position, n = 1..5 -> adjusted counts -> discounts -> p(w | context)
 
     p_n(w | c) = max(a(c w) - D(a(c w)), 0) / sum_v a(c v)  +  g(c) p_{n-1}(w | c without its first token)
 

@@ -42,6 +42,7 @@ class Line:
     Args:
         file: the text's name.
         number: counted from 1.
+        where: file and line, as one reads it aloud.
         text: without its line end.
         bits: what it costs, its line end included.
         excess: standard deviations above what a line of its length costs; 0 for a blank line.
@@ -50,6 +51,7 @@ class Line:
 
     file: str
     number: int
+    where: str
     text: str
     bits: float
     excess: float
@@ -59,11 +61,6 @@ class Line:
     def bits_per_character(self) -> float:
         """Mean over the characters that count: without indentation, with the line end."""
         return self.bits / _weight(self.text)
-
-    @property
-    def where(self) -> str:
-        """File and line, as one reads it aloud."""
-        return f"{self.file}, line {self.number}"
 
     def as_text(self) -> str:
         """The line, cut to its oddest part, and marks under the characters that cost most."""
@@ -82,6 +79,7 @@ class Line:
         return {
             "file": self.file,
             "line": self.number,
+            "where": self.where,
             "text": self.text,
             "bits": round(self.bits, 2),
             "bits_per_character": round(self.bits_per_character, 3),
@@ -105,10 +103,10 @@ class Surprise:
     def lines(self) -> tuple[Line, ...]:
         """All lines of all texts, in order."""
         cut = [(name, *line) for name, text in self.texts.items() for line in cut_lines(text, self.bits[name])]
-        excess = excesses([text for _, _, text, _, _ in cut], np.array([bits for *_, bits, _ in cut]))
+        usual = Usual.of([text for _, _, text, _, _ in cut], np.array([bits for *_, bits, _ in cut]))
         return tuple(
-            Line(name, number, text, bits, float(above), bits_C)
-            for (name, number, text, bits, bits_C), above in zip(cut, excess, strict=True)
+            Line(name, number, f"{name}, line {number}", text, bits, usual.excess(text, bits), bits_C)
+            for name, number, text, bits, bits_C in cut
         )
 
     @property
@@ -191,17 +189,35 @@ def cut_lines(text: str, bits_C: Bits) -> Iterator[tuple[int, str, float, Bits]]
         start = end + 1
 
 
-def excesses(texts: Sequence[str], bits_L: NDArray[Any]) -> Bits:
-    """The excess of each line (see above), 0 for blank ones; needs no more than the lines and their bits."""
-    weight_L = np.array([_weight(text) for text in texts], dtype=np.float64)
-    counts_L = np.array([not text.isspace() and text != "" for text in texts], dtype=bool)
-    if not counts_L.any():
-        return np.zeros(len(texts))
-    mean = bits_L[counts_L].sum() / weight_L[counts_L].sum()
-    above_L = bits_L - weight_L * mean
-    spread = math.sqrt(float(np.mean(above_L[counts_L] ** 2 / weight_L[counts_L]))) or 1.0
-    excess_L = above_L / weight_L * np.sqrt(np.minimum(weight_L, LONG)) / spread
-    return np.where(counts_L, excess_L, 0.0)
+@dataclass(frozen=True)
+class Usual:
+    """What lines cost here.
+
+    Args:
+        mean: bits of a character.
+        spread: of a line's bits about its length times the mean, per square root of the length.
+    """
+
+    mean: float
+    spread: float
+
+    @classmethod
+    def of(cls, texts: Sequence[str], bits_L: NDArray[Any]) -> Usual:
+        """Measure it over lines and their bits; blank lines do not count."""
+        full_L = np.array([bool(text.strip()) for text in texts], dtype=bool)
+        if not full_L.any():
+            return cls(0.0, 1.0)
+        weight_L = np.array([_weight(text) for text in texts], dtype=np.float64)[full_L]
+        mean = bits_L[full_L].sum() / weight_L.sum()
+        above_L = bits_L[full_L] - weight_L * mean
+        return cls(float(mean), math.sqrt(float(np.mean(above_L**2 / weight_L))) or 1.0)
+
+    def excess(self, text: str, bits: float) -> float:
+        """How far above the usual a line is (see the module's first lines); 0 for a blank one."""
+        if not text.strip():
+            return 0.0
+        weight = _weight(text)
+        return (bits / weight - self.mean) * math.sqrt(min(weight, LONG)) / self.spread
 
 
 def top(lines: Sequence[Line], count: int) -> list[Line]:
