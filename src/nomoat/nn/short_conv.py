@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nomoat.nn.derive import derivable, forward_mode
+
 TILE = 1 << 16
 """Elements of a tile on a CPU: 256 KB in fp32, so that the few that are in use stay in the second-level cache."""
 
@@ -34,13 +36,14 @@ def short_conv(
         documents_BL: equal numbers where positions may mix; None: everywhere.
         ahead: how many of the W taps lie after the position.
     """
-    return _ShortConv.apply(x_BLC, weight_CW, bias_C, documents_BL, ahead)
+    inputs = (x_BLC, weight_CW, bias_C, documents_BL, ahead)
+    return plain_conv(*inputs) if forward_mode(inputs) else _ShortConv.apply(*inputs)
 
 
 def plain_conv(
     x_BLC: Tensor, weight_CW: Tensor, bias_C: Tensor, documents_BL: Tensor | None = None, ahead: int = 0
 ) -> Tensor:
-    """The same in ordinary operations, for forward-mode derivatives."""
+    """The same in ordinary operations, which can be derived in any way."""
     length, width = x_BLC.shape[1], weight_CW.shape[1]
     ends = (width - 1 - ahead, ahead)
     padded_BLC = F.pad(x_BLC.to(weight_CW.dtype), (0, 0, *ends))
@@ -119,7 +122,7 @@ class _ShortConv(torch.autograd.Function):
     def backward(ctx: Any, dy_BLC: Tensor) -> tuple[Tensor | None, ...]:
         x_BLC, weight_CW, bias_C, documents_BL = ctx.saved_tensors
         if torch.is_grad_enabled():  # a second derivative is wanted
-            return *_derivable((x_BLC, weight_CW, bias_C), documents_BL, ctx.ahead, dy_BLC), None, None
+            return derivable(plain_conv, (*ctx.saved_tensors, ctx.ahead), (dy_BLC,))
         dx_BLC = torch.empty_like(x_BLC, memory_format=torch.contiguous_format)
         dweight_WC, dbias_C = torch.zeros_like(weight_CW.t().contiguous()), torch.zeros_like(bias_C)
         for at, first, last, row in _stretches(x_BLC, weight_CW, documents_BL, ctx.ahead):
@@ -142,12 +145,3 @@ def _stretches(
         row = _Row(weight_WC, None if documents_BL is None else documents_BL[at], offsets, length)
         for first in range(0, length, size):
             yield at, first, min(first + size, length), row
-
-
-def _derivable(
-    inputs: tuple[Tensor, Tensor, Tensor], documents_BL: Tensor | None, ahead: int, dy_BLC: Tensor
-) -> tuple[Tensor | None, ...]:
-    """The gradients as functions that can be derived again, from the plain form."""
-    wanted = [each for each in inputs if each.requires_grad]
-    found = iter(torch.autograd.grad(plain_conv(*inputs, documents_BL, ahead), wanted, dy_BLC, create_graph=True))
-    return tuple(next(found) if each.requires_grad else None for each in inputs)

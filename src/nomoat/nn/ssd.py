@@ -10,7 +10,7 @@
     -> y_BLHK, state_BHKN
 
 `ssd_scan` is the definition; `ssd_plain` the four lines above in ordinary operations; `ssd` the same with a backward
-pass of its own, tile by tile. Use `ssd`; the others are there to be compared with and for forward-mode derivatives.
+pass of its own, tile by tile. Use `ssd`: it takes the plain form by itself where a forward-mode derivative is wanted.
 
 Dao and Gu 2024, arXiv:2405.21060 (section 6 and listing 1).
 """
@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nomoat.nn.derive import forward_mode
 from nomoat.nn.ssd_chunks import plain
 from nomoat.nn.ssd_tiles import Tiled
 
@@ -79,7 +80,9 @@ def ssd(
     Returns:
         y_BLHK, and the state [B, H, K, N] after the last position.
     """
-    return _run(Tiled.apply, (x_BLHK, dt_BLH, a_H, b_BLGN, c_BLGN, starts_BL), state_BHKN, chunk)
+    inputs = (x_BLHK, dt_BLH, a_H, b_BLGN, c_BLGN, starts_BL)
+    core = plain if forward_mode((*inputs, state_BHKN)) else Tiled.apply
+    return _run(core, inputs, state_BHKN, chunk)
 
 
 def ssd_plain(
@@ -92,7 +95,7 @@ def ssd_plain(
     state_BHKN: Tensor | None = None,
     chunk: int = 64,
 ) -> tuple[Tensor, Tensor]:
-    """The same as `ssd` in ordinary operations, for forward-mode derivatives."""
+    """The same as `ssd` in ordinary operations, which can be derived in any way."""
     return _run(plain, (x_BLHK, dt_BLH, a_H, b_BLGN, c_BLGN, starts_BL), state_BHKN, chunk)
 
 

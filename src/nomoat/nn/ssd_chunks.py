@@ -42,7 +42,8 @@ class Decay(NamedTuple):
     def tile(self, at: tuple[slice, slice]) -> Decay:
         """The part for some rows and chunks; B and Z become T."""
         mask = self.mask if self.mask.ndim == 2 else self.mask[at].flatten(0, 1)
-        return Decay(*(each[at].flatten(0, 1) for each in self[:3]), mask)
+        log, grow, shrink = (each[at].flatten(0, 1) for each in self[:3])
+        return Decay(log, grow, shrink, mask)
 
 
 def decays(dt_BLH: Tensor, a_H: Tensor, starts_BL: Tensor | None, size: int, groups: int) -> Decay:

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from nomoat.nn.derive import derivable
 from nomoat.nn.ssd_chunks import LOWEST, Decay, decays, plain, within
 
 TILE = 1 << 18
@@ -205,7 +206,7 @@ class Tiled(torch.autograd.Function):
         for at in _tiles(chunks):
             upto = (at[0], slice(at[1].start, at[1].stop + 1))
             _read_tile(chunks.tile(at), decay.tile(at), whole[at], states[upto], y_BZQGRK[at].flatten(0, 1))
-        ctx.save_for_backward(x_BLHK, dt_BLH, a_H, b_BLGN, c_BLGN, starts_BL, states)
+        ctx.save_for_backward(x_BLHK, dt_BLH, a_H, b_BLGN, c_BLGN, starts_BL, state_BGNP, states)
         ctx.size = size
         return y_BLHK, states[:, -1].clone()
 
@@ -213,41 +214,36 @@ class Tiled(torch.autograd.Function):
     def backward(ctx: Any, dy_BLHK: Tensor, dstate_BGNP: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of x, dt, a, b, c and the first state."""
         *inputs, states = ctx.saved_tensors
-        if torch.is_grad_enabled():  # a second derivative is wanted
-            return _derivable(inputs, states[:, 0], ctx.size, (dy_BLHK, dstate_BGNP))
-        x_BLHK, dt_BLH, a_H, b_BLGN, c_BLGN, starts_BL = inputs
-        groups, size = b_BLGN.shape[2], ctx.size
-        chunks = _Chunks.of(x_BLHK, dt_BLH, b_BLGN, c_BLGN, size)
-        decay = decays(dt_BLH, a_H, starts_BL, size, groups)
-        whole, dy_BZQGRK, carry = decay.whole(), _cut(dy_BLHK, size, groups), dstate_BGNP.clone()
-        dx_BLHK, db_BLGN, dc_BLGN = (
-            torch.empty_like(each, memory_format=torch.contiguous_format) for each in (x_BLHK, b_BLGN, c_BLGN)
-        )
-        later, earlier, step = (dt_BLH.new_empty(chunks.dt_BZQGR1.shape[:-1]) for _ in range(3))
-        crossing = torch.empty_like(whole[:, :, :, 0, :, 0])
-        written = _Chunks.of(dx_BLHK, dt_BLH, db_BLGN, dc_BLGN, size)
-        grads = _Gradients(written.x_BZQGRK, step, written.b_BZGQN, written.c_BZGQN, later, earlier, crossing)
-        for at in reversed(list(_tiles(chunks))):
-            tile, there, part, dy = chunks.tile(at), decay.tile(at), grads.tile(at), dy_BZQGRK[at].flatten(0, 1)
-            far_TGQRK = _far_back(tile, there, whole[at], states[at], carry[at[0]], dy, part)
-            near_TGRQK = _near_back(tile, there, dy, part)
-            step_TQGRK = _wide(far_TGQRK).add_(near_TGRQK.permute(0, 3, 1, 2, 4))
-            part.step_BZQGR.copy_((step_TQGRK * tile[0]).sum(4))
-            torch.mul(step_TQGRK, tile[1].to(x_BLHK.dtype), out=part.x_BZQGRK)
-        log = later.flip(2).cumsum(2).flip(2) + (earlier.cumsum(2) - earlier) + crossing.unsqueeze(2)
-        log_BLH = log.flatten(3).flatten(1, 2) * (dt_BLH * a_H > LOWEST)
-        ddt_BLH = step.flatten(3).flatten(1, 2) + log_BLH * a_H
-        return dx_BLHK, ddt_BLH, (log_BLH * dt_BLH).sum((0, 1)), db_BLGN, dc_BLGN, None, carry, None
+        with torch.autocast(dy_BLHK.device.type, enabled=False):
+            if torch.is_grad_enabled():  # a second derivative is wanted
+                return derivable(plain, (*inputs, ctx.size), (dy_BLHK, dstate_BGNP))
+            return _backward(inputs, states, ctx.size, dy_BLHK, dstate_BGNP)
 
 
-def _derivable(
-    inputs: list[Tensor], state: Tensor, size: int, grads: tuple[Tensor, Tensor]
+def _backward(
+    inputs: list[Tensor], states_BZGNP: Tensor, size: int, dy_BLHK: Tensor, dstate_BGNP: Tensor
 ) -> tuple[Tensor | None, ...]:
-    """The gradients as a function that can be derived again, from the plain form."""
-    *moving, starts = inputs
-    wanted = [*moving, state]
-    outputs = plain(*moving, starts, state, size)
-    found = torch.autograd.grad(outputs, [each for each in wanted if each.requires_grad], grads, create_graph=True)
-    each = iter(found)
-    dx, ddt, da, db, dc, dstate = (next(each) if one.requires_grad else None for one in wanted)
-    return dx, ddt, da, db, dc, None, dstate, None
+    """Gradients of the inputs of `plain`, one tile after the other from the last to the first."""
+    x_BLHK, dt_BLH, a_H, b_BLGN, c_BLGN, starts_BL, _ = inputs
+    groups = b_BLGN.shape[2]
+    chunks = _Chunks.of(x_BLHK, dt_BLH, b_BLGN, c_BLGN, size)
+    decay = decays(dt_BLH, a_H, starts_BL, size, groups)
+    whole, dy_BZQGRK, carry = decay.whole(), _cut(dy_BLHK, size, groups), dstate_BGNP.clone()
+    dx_BLHK, db_BLGN, dc_BLGN = (
+        torch.empty_like(each, memory_format=torch.contiguous_format) for each in (x_BLHK, b_BLGN, c_BLGN)
+    )
+    later, earlier, step = (dt_BLH.new_empty(chunks.dt_BZQGR1.shape[:-1]) for _ in range(3))
+    crossing = torch.empty_like(whole[:, :, :, 0, :, 0])
+    written = _Chunks.of(dx_BLHK, dt_BLH, db_BLGN, dc_BLGN, size)
+    grads = _Gradients(written.x_BZQGRK, step, written.b_BZGQN, written.c_BZGQN, later, earlier, crossing)
+    for at in reversed(list(_tiles(chunks))):
+        tile, there, part, dy = chunks.tile(at), decay.tile(at), grads.tile(at), dy_BZQGRK[at].flatten(0, 1)
+        far_TGQRK = _far_back(tile, there, whole[at], states_BZGNP[at], carry[at[0]], dy, part)
+        near_TGRQK = _near_back(tile, there, dy, part)
+        step_TQGRK = _wide(far_TGQRK).add_(near_TGRQK.permute(0, 3, 1, 2, 4))
+        part.step_BZQGR.copy_((step_TQGRK * tile[0]).sum(4))
+        torch.mul(step_TQGRK, tile[1].to(x_BLHK.dtype), out=part.x_BZQGRK)
+    log = later.flip(2).cumsum(2).flip(2) + (earlier.cumsum(2) - earlier) + crossing.unsqueeze(2)
+    log_BLH = log.flatten(3).flatten(1, 2) * (dt_BLH * a_H > LOWEST)
+    ddt_BLH = step.flatten(3).flatten(1, 2) + log_BLH * a_H
+    return dx_BLHK, ddt_BLH, (log_BLH * dt_BLH).sum((0, 1)), db_BLGN, dc_BLGN, None, carry, None
