@@ -198,6 +198,7 @@ class MambaMixer(nn.Module):
         if starts_BL is not None:
             y_BLHK = y_BLHK.masked_fill(starts_BL[:, :, None, None], 0.0)
         forth_BLHK, back_BLHK = y_BLHK.chunk(2)
+        assert self.diagonal is not None
         own_BLH = self.diagonal(x_BLC) + self.skip
         return forth_BLHK + back_BLHK.flip(1) + x_BLHK[: len(x_BLC)] * own_BLH.to(x_BLC.dtype).unsqueeze(3)
 

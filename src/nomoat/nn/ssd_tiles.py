@@ -63,13 +63,14 @@ class _Gradients(NamedTuple):
         return _Gradients(*(each[at].flatten(0, 1) for each in self))
 
 
-def _cut(x_BLH: Tensor, size: int, groups: int) -> Tensor:
-    return x_BLH.unflatten(2, (groups, -1)).unflatten(1, (-1, size))
+def _cut(x: Tensor, size: int, groups: int) -> Tensor:
+    """[B, L, H, ...] -> [B, Z, Q, G, R, ...], a view."""
+    return x.unflatten(2, (groups, -1)).unflatten(1, (-1, size))
 
 
-def _wide(x_TQGRK: Tensor) -> Tensor:
-    """[T, Q, G, R, K] <-> [T, G, Q, R, K]: all heads of a group in one row."""
-    return x_TQGRK.transpose(1, 2)
+def _wide(x: Tensor) -> Tensor:
+    """[T, Q, G, R, ...] <-> [T, G, Q, R, ...]: all heads of a group in one row."""
+    return x.transpose(1, 2)
 
 
 def _tall(x_TQGRK: Tensor) -> Tensor:
@@ -243,7 +244,11 @@ def _backward(
         step_TQGRK = _wide(far_TGQRK).add_(near_TGRQK.permute(0, 3, 1, 2, 4))
         part.step_BZQGR.copy_((step_TQGRK * tile[0]).sum(4))
         torch.mul(step_TQGRK, tile[1].to(x_BLHK.dtype), out=part.x_BZQGRK)
-    log = later.flip(2).cumsum(2).flip(2) + (earlier.cumsum(2) - earlier) + crossing.unsqueeze(2)
-    log_BLH = log.flatten(3).flatten(1, 2) * (dt_BLH * a_H > LOWEST)
+    # Sums over later and over earlier positions as products with the mask: nothing leaks out of a document.
+    mask, later_BZQH, earlier_BZQH = decay.mask, later.flatten(3), earlier.flatten(3)
+    mask = mask if mask.ndim == 2 else mask.squeeze(2)
+    log_BZQH = torch.matmul(mask.transpose(-1, -2), later_BZQH) + torch.matmul(mask, earlier_BZQH) - earlier_BZQH
+    log_BZQH += crossing.flatten(2).unsqueeze(2)
+    log_BLH = log_BZQH.flatten(1, 2) * (dt_BLH * a_H > LOWEST)
     ddt_BLH = step.flatten(3).flatten(1, 2) + log_BLH * a_H
     return dx_BLHK, ddt_BLH, (log_BLH * dt_BLH).sum((0, 1)), db_BLGN, dc_BLGN, None, carry, None
