@@ -18,11 +18,12 @@ import torch
 import torch.nn.functional as F
 from peers import NanoGPT, nano_optimizer, record, spread
 
-from nomoat.core.recipe import Optimizer
+from nomoat.core.budget import Budget
+from nomoat.core.recipe import Optimizer, Recipe
 from nomoat.families.lm import LM
 from nomoat.nn.backbone import Backbone
 from nomoat.nn.dialect import GPT2, OURS
-from nomoat.train.mover import Mover
+from nomoat.train.mover import Mover, Settings
 
 SIZES = {
     "small": SimpleNamespace(depth=6, heads=6, width=384, context=256, batch=16, vocab=65),
@@ -62,7 +63,7 @@ def litgpt(size: SimpleNamespace, bf16: bool, compiled: bool) -> Callable:
     config = Config(
         n_layer=size.depth, n_head=size.heads, n_embd=size.width, block_size=size.context, vocab_size=size.vocab,
         padded_vocab_size=size.vocab, bias=False, norm_class_name="LayerNorm", mlp_class_name="GptNeoxMLP",
-        parallel_residual=False, rotary_percentage=0.0 if size.width < 0 else 1.0, lm_head_bias=False,
+        parallel_residual=False, rotary_percentage=1.0, lm_head_bias=False,
     )  # fmt: skip
     model = GPT(config)
     model.lm_head.weight = model.transformer.wte.weight
@@ -95,7 +96,9 @@ def ours(size: SimpleNamespace, same: bool, compiled: bool, kernel: str, kind: s
     backbone = Backbone(size.width, size.depth, size.heads, dialect=dialect, positions_length=size.context if same else 0)
     family = LM(size.vocab, size.context, backbone).build({})
     family.stack.kernel = kernel
-    mover = Mover.of(family, Optimizer(kind=kind, adam_learning_rate=1e-3), precision="bf16", compile=compiled)
+    optimizer = Optimizer(kind=kind, adam_learning_rate=1e-3)
+    recipe = Recipe("speed", family.config, None, Budget.parse("9steps"), size.batch, optimizer=optimizer, compile=compiled)
+    mover = Mover(family, "model", recipe, Settings(torch.device("cpu"), "bf16", size.batch, torch.bfloat16))
     tokens_BL = tokens_of(size)
     batch = {"tokens": tokens_BL, "mask": torch.ones_like(tokens_BL, dtype=torch.bool)}
     return lambda: mover.move(batch, 0.5)

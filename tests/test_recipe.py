@@ -147,3 +147,23 @@ def test_the_schedule_stays_in_bounds_and_never_rises_again(
     assert 0 <= schedule(early, optimizer) <= 1
     if early >= shares[0]:
         assert schedule(early, optimizer) >= schedule(late, optimizer) - 1e-12
+
+
+def test_a_part_is_frozen_and_no_submodule_of_its_holder():
+    import torch
+
+    from nomoat.core.family import Family, Frozen
+    from nomoat.families.lm import LM
+
+    class Holder(Family):
+        def __init__(self, part):
+            super().__init__()
+            self.part = part
+            self.own = torch.nn.Linear(1, 1)
+
+    part = LM.tiny().build({}).train()
+    holder = Holder(Frozen(part))
+    assert [name for name, _ in holder.named_parameters()] == ["own.weight", "own.bias"]
+    assert set(holder.state_dict()) == {"own.weight", "own.bias"}
+    assert not part.training and not any(parameter.requires_grad for parameter in part.parameters())
+    assert holder.part.config == part.config and holder.part.score(part.example()).shape == (2, 8)

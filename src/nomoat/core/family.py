@@ -16,8 +16,28 @@ from torch import nn
 
 from nomoat.core.types import Batch, Loss
 
-Parts = Mapping[str, Any]
-"""Name -> Frozen part, handed to `build`."""
+
+class Frozen:
+    """A part that is used and not trained: in eval mode, without gradient, and no submodule of whoever holds it.
+
+    It therefore stays outside `parameters()`, `state_dict()`, the slow copy and the checkpoint, which only names it.
+    Everything else is the part's own: `frozen.encode(batch)` is `part.encode(batch)`.
+    """
+
+    def __init__(self, part: Family) -> None:
+        self._part = part.eval().requires_grad_(False)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_part"], name)
+
+    def to(self, device: torch.device) -> Frozen:
+        """Move the part's weights."""
+        self._part.to(device)
+        return self
+
+
+Parts = Mapping[str, Frozen]
+"""Name -> part, handed to `build`."""
 
 ROLES = ("matrix", "embedding", "head", "vector")
 """What a parameter is to the optimizer: a hidden matrix (Muon), a table, an output layer, or anything else."""

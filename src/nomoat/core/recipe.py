@@ -195,10 +195,11 @@ class Recipe:
             RunError: a part or the start is no run.
             CheckpointError: its weights are damaged, or are not the ones that the Ref names.
         """
+        from nomoat.core.family import Frozen
         from nomoat.core.run import load
 
-        found = {name: load(ref) for name, ref in self.parts.items() if name not in (parts or {})}
-        family = self.family.build({**found, **(parts or {})})
+        whole = {**{name: load(ref) for name, ref in self.parts.items() if name not in (parts or {})}, **(parts or {})}
+        family = self.family.build({name: Frozen(part) for name, part in whole.items()})
         if self.start is not None:
             family.product.load_state_dict(load(self.start).state_dict())
         return family if self.adapt is None else self.adapt.apply(family)

@@ -50,5 +50,7 @@ class Files:
 
         folder = self.folder(root)
         source = None if self.path is None else Path(self.path)
-        ingest(source, folder, tokenizer=self.tokenizer, vocab_size=self.vocab_size, licence=self.licence, watch=watch)
-        return Text(str(folder), self.context_length, self.packing)
+        made = ingest(
+            source, folder, tokenizer=self.tokenizer, vocab_size=self.vocab_size, licence=self.licence, watch=watch
+        )
+        return Text(str(folder), self.context_length, self.packing, ids=(made.id,))

@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike
 
 from nomoat.core.errors import ConfigError, DataError, nearest
 from nomoat.core.types import Batch
+from nomoat.data.manifest import Manifest, changed
 from nomoat.data.order import Indices, Order, key
 from nomoat.data.packing import stored_plan
 from nomoat.data.rows import PackedRows, StreamRows, Windows
@@ -39,6 +40,7 @@ class Text:
         packing: "stream" or "documents".
         weights: share of the samples from each folder; None: each row of every folder once an epoch.
         tokenizer: kind that the folders must have ("bpe", "byte", "char"); None: whichever they have.
+        ids: the manifest's id of each folder as it was when the recipe was resolved; empty: not checked.
     """
 
     path: str | tuple[str, ...]
@@ -46,6 +48,21 @@ class Text:
     packing: str = "stream"
     weights: tuple[float, ...] | None = None
     tokenizer: str | None = None
+    ids: tuple[str, ...] = ()
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The dataset folders."""
+        return (self.path,) if isinstance(self.path, str) else self.path
+
+    def changed(self) -> list[str]:
+        """Say in words how the data differs from what the recipe was resolved with; [] where it does not."""
+        found = []
+        for path, known in zip(self.paths, self.ids or (None,) * len(self.paths), strict=True):
+            if known is not None and Manifest.load(path).id != known:
+                found.append(f"the dataset in {path} was made anew from other files")
+            found += changed(path)
+        return found
 
     def open(self, folder: Path | str | None = None) -> TextStream:
         """Open the shards, those of `folder` in place of `path` where it is given.
@@ -54,8 +71,7 @@ class Text:
             ConfigError: unknown packing, text shorter than the context, weights that do not fit.
             DataError: no dataset, damaged shards, tokenizers that differ.
         """
-        paths = (self.path,) if isinstance(self.path, str) else self.path
-        return TextStream([Path(path) for path in (paths if folder is None else (folder,))], self)
+        return TextStream([Path(path) for path in (self.paths if folder is None else (folder,))], self)
 
     def stream(
         self, family: Any, batch_size: int, seed: int, start: int = 0, rank: int = 0, world: int = 1

@@ -348,5 +348,3 @@ def compare(expected: Mapping[str, Any], actual: Mapping[str, float]) -> Iterabl
     for name, value in actual.items():
         if isinstance(found := expected.get(name), Mapping) and found["value"]:
             yield name, found["value"], value, value / found["value"] - 1
-
-
