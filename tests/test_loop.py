@@ -1,10 +1,12 @@
-"""The loop from end to end on toys: what is left in the run, exact resume, budgets, Ctrl-C, errors that lose nothing."""
+"""The loop from end to end on toys: what a run holds, exact resume, budgets, Ctrl-C, errors that lose nothing."""
 
 import json
 import os
 import signal
 import time
 from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -222,7 +224,7 @@ def test_a_full_disk_while_keeping_loses_nothing(tmp_path, monkeypatch, nth):
         return checkpoint.Found(0, run.path)
 
     def in_checkpoint(handle):
-        return "step-" in os.readlink(f"/proc/self/fd/{handle}")
+        return "step-" in str(Path(f"/proc/self/fd/{handle}").readlink())
 
     monkeypatch.setattr(durable.os, "write", write)
     with pytest.raises(CheckpointError, match="No space left"):
@@ -370,7 +372,7 @@ def test_a_machine_that_slows_down_bends_the_plan_without_a_jump(tmp_path, monke
     assert len(plans) > 2
     assert plans[-1]["value"] < 0.9 * plans[0]["value"]
     rates = [event["learning_rate"] for event in run.metrics("step")]
-    jumps = [abs(a - b) for a, b in zip(rates[20:], rates[21:], strict=False)]
+    jumps = [abs(a - b) for a, b in pairwise(rates[20:])]
     assert max(jumps) < 0.05 * made.optimizer.learning_rate
     plan = Plan.of(plans)
     assert plan.done(len(rates))

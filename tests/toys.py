@@ -40,25 +40,12 @@ class Chain:
     moved: tuple[str, ...] = ()
 
     def rows(self, seed, indices):
-        found = [self.row(seed, index) for index in indices]
+        found = [row(self, seed, index) for index in indices]
         return {
             "tokens": torch.stack([tokens for tokens, _ in found]),
             "mask": torch.stack([mask for _, mask in found]),
             "index": torch.tensor(list(indices)),
         }
-
-    @cache
-    def row(self, seed, index):
-        generator = seeded("row", seed, index)
-        first = torch.randint(self.vocab_size, (1,), generator=generator)
-        steps = torch.randint(1, 3, (self.length,), generator=generator)
-        tokens = torch.cat([first, first + steps.cumsum(0)]) % self.vocab_size
-        if self.noise:
-            tokens = torch.randint(self.vocab_size, (self.length + 1,), generator=generator)
-        mask = torch.ones(self.length + 1, dtype=torch.bool)
-        mask[0] = False
-        mask[self.length + 1 - index % 4 :] = False
-        return tokens, mask
 
     def stream(self, family, batch_size, seed, start=0, rank=0, world=1):
         step = start
@@ -73,6 +60,20 @@ class Chain:
 
     def changed(self):
         return list(self.moved)
+
+
+@cache
+def row(chain, seed, index):
+    generator = seeded("row", seed, index)
+    first = torch.randint(chain.vocab_size, (1,), generator=generator)
+    steps = torch.randint(1, 3, (chain.length,), generator=generator)
+    tokens = torch.cat([first, first + steps.cumsum(0)]) % chain.vocab_size
+    if chain.noise:
+        tokens = torch.randint(chain.vocab_size, (chain.length + 1,), generator=generator)
+    mask = torch.ones(chain.length + 1, dtype=torch.bool)
+    mask[0] = False
+    mask[chain.length + 1 - index % 4 :] = False
+    return tokens, mask
 
 
 @dataclass(frozen=True)

@@ -224,8 +224,11 @@ def work() -> None:
     _connect(store, rank, world)
     task(Group(rank, world))
     dist.destroy_process_group()
+    sys.stdout.flush()
+    os._exit(0)  # taking the interpreter down in order would keep rank 0 waiting for seconds
 
 
 def _end_with_parent() -> None:
-    sys.stdin.buffer.read()
+    while os.read(sys.stdin.fileno(), 1):  # not through `sys.stdin`, whose lock Python wants when it ends
+        pass
     os._exit(3)

@@ -93,7 +93,7 @@ class Watch:
 
     def _nothing_learned(self, step: int, mean: float) -> str:
         if self.chance is not None and mean > 0.99 * self.chance:
-            if "chance" in self._said:
+            if "chance" in self._said or self._best < 0.95 * self.chance:  # it had learned: that is diverging
                 return ""
             self._said.add("chance")
             return (
