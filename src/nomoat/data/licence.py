@@ -99,6 +99,7 @@ class LicenceFinder:
         self.names, self.load = names or names_on_disk, load or text_on_disk
         self.beside: dict[PurePath, Finding] = {}
         self.headed: tuple[PurePath, Finding] = (PurePath(), UNKNOWN)
+        self.listed_last: tuple[PurePath | None, list[str], frozenset[str]] = (None, [], frozenset())
 
     def settle(self, item: Document, path: PurePath) -> Document:
         """Give a document the licence of the file it comes from, unless a column of its own has spoken."""
@@ -112,7 +113,7 @@ class LicenceFinder:
         """What `FILE.license` beside the file says."""
         for suffix in (".license", ".licence"):
             name = path.name + suffix
-            if name in self.listed(path.parent):
+            if name in self.listing(path.parent)[2]:
                 return of_licence_text(self.load(path.parent / name), name)
         return None
 
@@ -136,7 +137,7 @@ class LicenceFinder:
         return self.beside[folder]
 
     def in_folder(self, folder: PurePath) -> Finding | None:
-        names = self.listed(folder)
+        names = self.listing(folder)[1]
         shown = folder.relative_to(self.root).as_posix() if folder.is_relative_to(self.root) else str(folder)
         prefix = "" if shown == "." else shown + "/"
         findings = [of_licence_text(self.load(folder / name), prefix + name) for name in names if is_licence_file(name)]
@@ -152,11 +153,15 @@ class LicenceFinder:
                     return found
         return findings[0] if findings else None
 
-    def listed(self, folder: PurePath) -> list[str]:
-        try:
-            return self.names(folder)
-        except OSError:
-            return []
+    def listing(self, folder: PurePath) -> tuple[PurePath | None, list[str], frozenset[str]]:
+        """The names in a folder; the last folder's are kept, for files come folder by folder."""
+        if self.listed_last[0] != folder:
+            try:
+                names = self.names(folder)
+            except OSError:
+                names = []
+            self.listed_last = (folder, names, frozenset(names))
+        return self.listed_last
 
     def within(self, members: Mapping[str, zipfile.ZipInfo], archive: zipfile.ZipFile, path: PurePath) -> LicenceFinder:
         """The same for the members of a zip, with the zip's own surroundings where nothing in it speaks."""

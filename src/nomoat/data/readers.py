@@ -140,7 +140,7 @@ def read(
     Args:
         path: the file.
         shown: the path as documents will carry it; the file's name where left out.
-        licences: finds the licence of what carries none itself; None: only what the file says.
+        licences: finds the licence of what carries none itself; None: only what stands beside the file.
         text_column: column names (with commas between) to take as text in tables.
         limit: longest document, in bytes.
 
@@ -148,8 +148,21 @@ def read(
         Documents, and what was left out with the reason; never raises for the file's content.
     """
     name = visible(path.name) if shown is None else shown
-    finder = licences or LicenceFinder(path.parent)
     with losses(name) as lost, path.open("rb") as file:
+        yield from read_file(file, path, name, licences or LicenceFinder(path.parent), text_column, limit)
+    yield from lost
+
+
+def read_file(
+    file: IO[bytes],
+    path: Path,
+    name: str,
+    finder: LicenceFinder,
+    text_column: str | None = None,
+    limit: int = PIECE_BYTES,
+) -> Iterator[Document | Dropped]:
+    """The same for a file that is open; its `tell()` says how far the reader is."""
+    with losses(name) as lost:
         size = os.fstat(file.fileno()).st_size
         if name.lower().endswith(".zip"):
             yield from read_zip(file, size, path, name, finder, text_column, limit)

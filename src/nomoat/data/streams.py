@@ -47,7 +47,7 @@ BOMS = (
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
-CONTROLS = bytes(set(range(32)) - set(b"\t\n\v\f\r\x1a\x1b")) + b"\x7f"
+CONTROLS = bytes(set(range(32)) - set(b"\t\n\v\f\r\x1a\x1b"))
 CHARSET = re.compile(rb"""<(?:meta|\?xml)[^>]{0,200}?(?:charset|encoding)\s*=\s*["']?([\w.:-]+)""", re.IGNORECASE)
 
 
@@ -155,10 +155,8 @@ def text_source(source: Source, html: bool = False) -> Opening:
     for magic, name in MAGIC.items():
         if head.startswith(magic):
             raise UnreadableError("binary file", name)
-    if b"\0" in head:
-        encoding = utf16_without_mark(head)
-        if not encoding:
-            raise UnreadableError("binary file", "zero bytes")
+    encoding = utf16_without_mark(head) if b"\0" in head else ""
+    if encoding:
         return recoded(source, encoding)
     if len(head) - len(head.translate(None, CONTROLS)) > len(head) // 50:
         raise UnreadableError("binary file", "control characters")

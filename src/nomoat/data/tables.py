@@ -101,10 +101,10 @@ def read_csv(source: Source, name: str, asked: str | None, encoding: str) -> Ite
         if skip:
             skip = False
             continue
-        if len(cells) != len(names):
+        if len(cells) > len(names):  # fewer are common: empty ones at the end that were not written
             yield Dropped(name, f"line {line}", "broken csv row", f"{len(cells)} fields, not {len(names)}")
             continue
-        made = document(dict(zip(names, cells, strict=True)), choice, name, f"line {line}")
+        made = document(dict(zip(names, cells, strict=False)), choice, name, f"line {line}")
         if isinstance(made, Document):
             made.offset_bytes = offset
             made.encoding = encoding if encoding != "utf-8" else physical.spelled
