@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import nomoat.families
 from nomoat.core.family import ROLES, Family
+from nomoat.core.recipe import find, listing
 
 FOLDER = Path(nomoat.families.__file__).parent
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "__init__")
@@ -25,13 +27,34 @@ def configs(name):
     return found
 
 
-ALL = [pytest.param(config, id=f"{name}.{config.__name__}") for name in NAMES for config in configs(name)]
+def shrunk(config):
+    """A recipe's family with its choices kept and its sizes made tiny."""
+    backbone = config.backbone
+    small = replace(
+        backbone,
+        width=32,
+        depth=len(backbone.pattern) if isinstance(backbone.mixers, tuple) else 2,
+        heads=2,
+        mlp_width=None,
+        positions_length=min(backbone.positions_length, 8),
+        mamba=replace(backbone.mamba, state_width=8, head_width=16, chunk=4),
+    )
+    return replace(config, vocab_size=17, context_length=8, backbone=small)
 
 
-@pytest.fixture(params=ALL)
+TINY = [pytest.param(config.tiny(), id=f"{name}.{config.__name__}") for name in NAMES for config in configs(name)]
+CHOICES = {
+    (mixers, dialect): pytest.param(shrunk(recipe.family), id=listed.name)
+    for listed in listing()
+    if hasattr((recipe := find(listed.name)).family, "backbone")
+    for mixers, dialect in [(recipe.family.backbone.mixers, recipe.family.backbone.dialect)]
+}
+
+
+@pytest.fixture(params=[*TINY, *CHOICES.values()])
 def family(request) -> Family:
     torch.manual_seed(0)
-    return request.param.tiny().build({})
+    return request.param.build({})
 
 
 def skip_if_claimed(family, check):
@@ -140,14 +163,14 @@ def test_saved_and_loaded_it_gives_the_same_output(family, tmp_path):
 def test_it_uses_its_input(family):
     """Text: on a chain of two symbols that mostly repeat, it must beat the entropy of single symbols (1 bit)."""
     skip_if_claimed(family, "uses_input")
-    batch = family.example(64)
+    batch = family.example(32)
     if "tokens" not in batch:
         pytest.skip("reads no tokens; its own test shuffles the condition")
     generator = torch.Generator().manual_seed(0)
     flips = torch.rand(batch["tokens"].shape, generator=generator) < 0.1
     batch["tokens"] = flips.cumsum(1) % 2
     optimizer = torch.optim.Adam(family.parameters(), lr=1e-2)
-    for _ in range(100):
+    for _ in range(60):
         optimizer.zero_grad()
         loss = mean_loss(family, drawn(family, batch), family.players[0])
         loss.backward()

@@ -1,0 +1,71 @@
+"""What every recipe promises, checked on each file of `recipes/` that the folder listing finds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import nomoat.recipes
+from nomoat.core.config import from_json, override, to_json
+from nomoat.core.device import machine
+from nomoat.core.recipe import find, listing
+from nomoat.train.mover import Mover, Settings
+
+FOLDER = Path(nomoat.recipes.__file__).parent
+NAMES = [listed.name for listed in listing()]
+
+
+def parameters(recipe):
+    """Parameters by shape alone, without the memory for them."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in recipe.family.build({}).parameters())
+
+
+def one_step(recipe, rows=2):
+    family = recipe.build()
+    mover = Mover(family, "model", recipe, Settings(torch.device("cpu"), "fp32", rows))
+    before = [p.clone() for p in family.parameters()]
+    moved = mover.move(family.example(rows), 0.5)
+    assert moved.finite and moved.loss == pytest.approx(family.first_loss(family.example(rows)), rel=0.1)
+    assert any(not torch.equal(a, b) for a, b in zip(before, family.parameters(), strict=True))
+
+
+def test_the_listing_reads_every_file():
+    assert NAMES == sorted(path.stem for path in FOLDER.glob("[!_]*.py"))
+    assert all(listed.about and listed.docstring for listed in listing())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_is_short_and_says_how_to_run_it(name):
+    text = (FOLDER / f"{name}.py").read_text()
+    assert len(text.splitlines()) <= 50
+    assert "nomoat " in text.split('"""')[1]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_survives_json_and_takes_overrides(name):
+    recipe = find(name.replace("_", "-"))
+    assert from_json(to_json(recipe)) == recipe
+    assert override(recipe, ["batch_size=3"]).batch_size == 3
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "gpt2_124m"])
+def test_it_builds_and_takes_a_step(name):
+    recipe = find(name)
+    one_step(replace(recipe, family=replace(recipe.family, context_length=32)))
+
+
+def test_gpt2_has_the_published_count():
+    recipe = find("gpt2_124m")
+    assert parameters(recipe) == recipe.expect["parameters"] == 124_439_808
+
+
+@pytest.mark.slow
+def test_gpt2_takes_a_step():
+    recipe = find("gpt2_124m")
+    if machine().memory_bytes < 6e9:
+        pytest.skip("needs 6 GB")
+    one_step(recipe, rows=1)
