@@ -52,7 +52,7 @@ def glimpsing(run: Run, watch: Callable[[Mapping[str, Any]], None] | None) -> Ca
 def sample(run: Run) -> str:
     """What the model of the last checkpoint writes at the start of a document; empty if it does not write text."""
     with torch.random.fork_rng(devices=[]):
-        model = runs.load(run)
+        model: Any = runs.load(run)
     spelling = run.path / "tokenizer.json"
     if not hasattr(model, "decode") or not spelling.exists():
         return ""

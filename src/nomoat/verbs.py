@@ -3,30 +3,35 @@
     path, budget -> make -> Run            recipe -> train -> Run -> resume -> Run
     run -> generate, evaluate, surprise    runs, doctor, load
 
-`watch` is told what happens on the way, as dicts with a `kind`: `ingest`, `phase`, `step`, `evaluate`, `sample`, `keep`,
-`warning`, `text`, `score`. Nothing here imports torch before it is needed.
+`watch` is told what happens on the way, as dicts with a `kind`: `ingest`, `phase`, `step`, `evaluate`, `sample`,
+`keep`, `warning`, `text`, `score`. Nothing here imports torch before it is needed.
 """
 
 from __future__ import annotations
 
-import shutil
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nomoat import making
 from nomoat.core import run as _run
+from nomoat.core.budget import Budget
 from nomoat.core.config import override
-from nomoat.core.errors import ConfigError, DataError, NomoatError, nearest
+from nomoat.core.errors import ConfigError, nearest
 from nomoat.core.recipe import Recipe, find
-from nomoat.core.run import Run, runs_root
+from nomoat.core.run import Run
+from nomoat.making import Spending
+from nomoat.texts import excerpt_of, held_out, spelling, task_of, texts_of
 
 if TYPE_CHECKING:
     from nomoat.core.family import Family
     from nomoat.core.run import RunSummary
-    from nomoat.data.tokenizer import Tokenizer
     from nomoat.doctor import Finding
+    from nomoat.evaluate.bits import BitsPerByte
+    from nomoat.evaluate.choice import ChoiceScore
     from nomoat.evaluate.surprise import Surprise
+    from nomoat.train.plan import Forecast
 
 Watch = Callable[[Mapping[str, Any]], None]
 
@@ -34,15 +39,58 @@ WRITING = {"temperature": 0.8, "top_p": 0.95}
 """How text is drawn unless said otherwise: a small model's own distribution has too long a tail to read well."""
 
 
-class Stopped(NomoatError):
-    """Ctrl-C, or a polite kill: what was done is kept."""
+def make(
+    path: Path | str | None = None,
+    budget: str = "5m",
+    licence: str | None = None,
+    device: str = "auto",
+    price_per_hour: float | None = None,
+    watts: float | None = None,
+    seed: int = 0,
+    watch: Watch | None = None,
+) -> Run:
+    """Make a model from files within a budget, which is for the whole way from reading to the report.
 
-    exit_code = 130
+    Args:
+        path: a file or folder of txt, md, code, html, csv, jsonl, parquet, also as .gz, .zst or in a .zip; None: the
+            modules of Python's standard library.
+        budget: `30m`, `5000steps`, `20Mtokens`, `0.50EUR@0.12` (per hour) or `30Wh@45` (watts).
+        licence: SPDX id of all files; None: what each file says.
+        device: `auto`, `cpu`, `cuda` or `mps`.
+        price_per_hour: what an hour of the machine costs, for budgets in money and for the card.
+        watts: what the machine draws, for budgets in energy and for the card, where it cannot be measured.
+        seed: same seed, same model (on the same machine, for the same number of steps).
+        watch: told what happens.
 
-    def __init__(self, run: Run) -> None:
-        steps = max((event["step"] for event in run.metrics("keep")), default=0)
-        super().__init__("stopped", f"the checkpoint of step {steps:,} is good", f"nomoat resume {run.name}")
-        self.run = run
+    Raises:
+        ConfigError: a budget of nothing, or one that cannot be read.
+        DataError: nothing to read.
+        RunError, CheckpointError: see `train.loop.train`.
+        StoppedError: Ctrl-C while training; `resume` goes on.
+    """
+    spending = Spending(Budget.parse(budget, price_per_hour, watts), time.perf_counter(), price_per_hour, watts)
+    _checked(device)
+    return making.make(path, spending, licence, device, seed, watch)
+
+
+def plan(
+    path: Path | str | None = None,
+    budget: str = "5m",
+    licence: str | None = None,
+    device: str = "auto",
+    price_per_hour: float | None = None,
+    watts: float | None = None,
+    watch: Watch | None = None,
+) -> Forecast:
+    """What `make` would do with the same arguments, what it expects and how sure that is; files are read for it.
+
+    Raises:
+        ConfigError: a budget of nothing, or one that cannot be read.
+        DataError: nothing to read.
+    """
+    spending = Spending(Budget.parse(budget, price_per_hour, watts), time.perf_counter(), price_per_hour, watts)
+    _checked(device)
+    return making.foreseen(path, spending, licence, device, watch)
 
 
 def train(
@@ -65,12 +113,12 @@ def train(
         ConfigError: an unknown recipe or field, or a value that cannot work.
         DataError: nothing to read.
         RunError, CheckpointError: see `train.loop.train`.
-        Stopped: Ctrl-C.
+        StoppedError: Ctrl-C.
     """
     name = Path(recipe).stem if isinstance(recipe, str | Path) else "recipe"
     wanted = override(find(recipe) if isinstance(recipe, str | Path) else recipe, overrides)
     _checked(device)
-    return _trained(Run.create(root, name, prepared(wanted, root, watch)), device, watch)
+    return making.trained(Run.create(root, name, making.prepared(wanted, root, watch)), device, watch)
 
 
 def resume(run: Run | Path | str, device: str = "auto", watch: Watch | None = None) -> Run:
@@ -79,9 +127,12 @@ def resume(run: Run | Path | str, device: str = "auto", watch: Watch | None = No
     Raises:
         RunError: no such run, it is locked, or its data has changed.
         CheckpointError: no checkpoint is good.
-        Stopped: Ctrl-C.
+        StoppedError: Ctrl-C.
     """
-    return _trained(Run.open(run), device, watch)
+    opened = Run.open(run)
+    _checked(device)
+    ended = making.made if making.is_made(opened) else making.trained
+    return ended(opened, device, watch)
 
 
 def runs(root: Path | str | None = None) -> list[RunSummary]:
@@ -134,6 +185,40 @@ def generate(
     return "".join(pieces)
 
 
+def evaluate(
+    run: Run | Path | str,
+    what: Path | str | None = None,
+    shots: int = 0,
+    limit: int | None = None,
+    device: str = "auto",
+    watch: Watch | None = None,
+) -> BitsPerByte | ChoiceScore:
+    """Measure the model of a run.
+
+    Args:
+        run: a run of a text model.
+        what: None: the held-out part of its own data; a file or folder of text: bits per byte of that; a .jsonl or
+            .csv of questions with options and answers, or a folder of such: how many answers are right.
+        shots: examples before each question.
+        limit: so many questions; None: all.
+        device: `auto`, `cpu`, `cuda` or `mps`.
+        watch: told the progress.
+
+    Raises:
+        DataError: no text, or a question that cannot be read.
+        RunError, CheckpointError: see `load`.
+    """
+    from nomoat.evaluate import bits, choice
+
+    opened = Run.open(run)
+    model: Any = load(opened, device, watch)
+    tokenizer = spelling(opened)
+    if what is not None and (task := task_of(Path(what), shots, watch)) is not None:
+        return choice.evaluate_choice(model, tokenizer, task, shots, limit, watch=watch)
+    excerpt = held_out(opened) if what is None else excerpt_of(texts_of([what]), tokenizer)
+    return bits.measure(model, excerpt, tokenizer.lengths, tokenizer.eot)
+
+
 def surprise(
     run: Run | Path | str, files: Iterable[Path | str], device: str = "auto", watch: Watch | None = None
 ) -> Surprise:
@@ -167,80 +252,8 @@ def doctor(device: str = "auto") -> list[Finding]:
     return examine(device)
 
 
-def prepared(recipe: Recipe, root: Path | str | None, watch: Watch | None) -> Recipe:
-    """The recipe with its files read into shards, where it names files."""
-    if not hasattr(recipe.data, "prepare"):
-        return recipe
-    return replace(recipe, data=recipe.data.prepare(data_root(root), watch))
-
-
-def data_root(root: Path | str | None = None) -> Path:
-    """Where the shards of files lie: beside the runs made from them."""
-    return (Path(root) if root is not None else runs_root()) / "data"
-
-
-def spelling(run: Run) -> Tokenizer:
-    """The tokenizer of a run.
-
-    Raises:
-        ConfigError: the run is not of a text model.
-    """
-    from nomoat.data.tokenizer import load as read
-
-    path = run.path / "tokenizer.json"
-    if not path.exists():
-        raise ConfigError(f"{run.name} has no tokenizer", "it is not a model of text", "name a run of a text model")
-    return read(path)
-
-
-def texts_of(files: Iterable[Path | str]) -> dict[str, str]:
-    """Name -> text of all documents in some files and folders, in order.
-
-    Raises:
-        DataError: there is no text.
-    """
-    from nomoat.data.document import Document
-    from nomoat.data.readers import Found, read, walk
-
-    texts: dict[str, str] = {}
-    for path in map(Path, files):
-        for found in walk(path):
-            for item in read(found.path) if isinstance(found, Found) else ():
-                if isinstance(item, Document):
-                    name = str(found.path) + (f", {item.member}" if item.member else "")
-                    texts[name] = texts.get(name, "") + item.text
-    if not any(texts.values()):
-        raise DataError(f"there is no text in {', '.join(map(str, files))}", "", "name files of text, code or tables")
-    return texts
-
-
 def _checked(device: str) -> Any:
     """The device, found to be there before anything is read."""
     from nomoat.core.device import choose
 
     return choose(device)
-
-
-def _trained(run: Run, device: str, watch: Watch | None) -> Run:
-    """Train a run to its end, with its tokenizer beside it and its card written whatever happens."""
-    from nomoat.glimpse import glimpsing
-    from nomoat.train.loop import train as loop
-
-    _with_tokenizer(run)
-    run.watch = glimpsing(run, watch)
-    try:
-        loop(run.recipe, run, device)
-    finally:
-        run.watch = None
-    if run.status == "stopped":
-        raise Stopped(run)
-    return run
-
-
-def _with_tokenizer(run: Run) -> None:
-    """Copy the data's tokenizer into the run: a run is whole without the folder it was made from."""
-    source = getattr(run.recipe.data, "path", None)
-    first = source if isinstance(source, str) else (source or [None])[0]
-    target = run.path / "tokenizer.json"
-    if first is not None and not target.exists() and (Path(first) / "tokenizer.json").is_file():
-        shutil.copyfile(Path(first) / "tokenizer.json", target)

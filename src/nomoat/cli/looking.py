@@ -6,6 +6,7 @@ arguments -> nomoat.verbs -> a table, a figure with its interval, lines with the
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,10 +70,12 @@ def _bytes(folder: Path) -> int:
 def evaluate(output: Output, run: str, what: str | None, shots: str, limit: int | None, device: str) -> None:
     """Measure RUN on its own held-out part, on the text of PATH, or on a TASK (a .jsonl of multiple choice)."""
     from nomoat import verbs
+    from nomoat.core.run import Run
 
     start = time.perf_counter()
     measured = verbs.evaluate(run, what, shots=int(shots), limit=limit, device=device, watch=output.event)
-    output.result({**measured.as_json(), "seconds": time.perf_counter() - start}, measured.as_text())
+    fields = {"run": str(Run.open(run).path), **asdict(measured), "seconds": time.perf_counter() - start}
+    output.result(fields, measured.as_text())
 
 
 @click.command()
@@ -86,9 +89,14 @@ def evaluate(output: Output, run: str, what: str | None, shots: str, limit: int 
 def surprise(output: Output, run: str, files: tuple[str, ...], top: int, html: str | None, device: str) -> None:
     """Show the lines of FILES that RUN finds oddest: typos, odd code, passages that do not belong."""
     from nomoat import verbs
+    from nomoat.core.run import Run
 
-    found = verbs.surprise(run, files, top=top, html=html, device=device)
-    output.result(found.as_json(), found.as_text())
+    found = verbs.surprise(run, files, device=device, watch=output.event)
+    text = found.as_text(top)
+    if html is not None:
+        Path(html).write_text(found.as_html(top), encoding="utf-8")
+        text += f"\nheat map: {html}"
+    output.result({"run": str(Run.open(run).path), **found.as_json(top), "html": html}, text)
 
 
 @click.command()

@@ -1,0 +1,200 @@
+"""From a folder and a budget to a model with its card: read, plan, train, answer "what have I got?", write the card.
+
+    files -> shards -> Forecast (in the run before the first step) -> the loop -> Report -> card.md, card.json
+
+The budget is for the whole way: what reading took, and what the report will take, is left out of what training gets.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nomoat.core.budget import Budget
+from nomoat.core.errors import NomoatError
+from nomoat.core.recipe import Recipe
+from nomoat.core.run import Run, runs_root
+from nomoat.data.files import Files
+
+if TYPE_CHECKING:
+    from nomoat.data.text import Text
+    from nomoat.train.plan import Forecast
+
+Watch = Callable[[Mapping[str, Any]], None]
+
+CONTEXT_LENGTH = 256
+PLAN = "plan.json"
+
+
+class StoppedError(NomoatError):
+    """Ctrl-C, or a polite kill: what was done is kept."""
+
+    exit_code = 130
+
+    def __init__(self, run: Run) -> None:
+        steps = max((event["step"] for event in run.metrics("keep")), default=0)
+        super().__init__("stopped", f"the checkpoint of step {steps:,} is good", f"nomoat resume {run.name}")
+        self.run = run
+
+
+@dataclass(frozen=True)
+class Spending:
+    """What may be spent, and since when.
+
+    Args:
+        budget: as the user gave it.
+        began: by the performance counter.
+        price_per_hour, watts: what the user stated for the card, also where the budget is in something else.
+    """
+
+    budget: Budget
+    began: float
+    price_per_hour: float | None = None
+    watts: float | None = None
+
+    def left(self, report_seconds: float) -> float | None:
+        """Seconds left for planning and training; None for budgets that no clock bounds."""
+        whole = None if self.budget.unit == "watt_hours" and not self.budget.watts else self.budget.seconds()
+        if whole is None:
+            return None
+        return max(0.3 * whole, whole - (time.perf_counter() - self.began) - report_seconds)
+
+
+def prepared(recipe: Recipe, root: Path | str | None, watch: Watch | None) -> Recipe:
+    """The recipe with its files read into shards, where it names files."""
+    if not hasattr(recipe.data, "prepare"):
+        return recipe
+    return replace(recipe, data=recipe.data.prepare(data_root(root), watch))
+
+
+def data_root(root: Path | str | None = None) -> Path:
+    """Where the shards of files lie: beside the runs made from them."""
+    return (Path(root) if root is not None else runs_root()) / "data"
+
+
+def foreseen(
+    path: Path | str | None, spending: Spending, licence: str | None, device: str, watch: Watch | None
+) -> Forecast:
+    """Read the files, then plan for what is left of the budget.
+
+    Raises:
+        DataError: nothing to read.
+        ConfigError: a budget that cannot be used, or text shorter than a context.
+    """
+    from nomoat.data.shards import ShardReader
+    from nomoat.data.tokenizer import load
+    from nomoat.recipes.own_text import sized
+    from nomoat.train.plan import Corpus, forecast
+
+    files = Files(None if path is None else str(path), context_length=CONTEXT_LENGTH, licence=licence)
+    text: Text = files.prepare(data_root(), watch)
+    folder = text.paths[0]
+    vocab_size = load(Path(folder) / "tokenizer.json").vocab_size
+    size = sizes(folder)
+    corpus = Corpus(ShardReader(folder, "train").tokens, size["train"]["bytes"], vocab_size)
+
+    def choose(width: int, batch_size: int, budget: Budget) -> Recipe:
+        return sized(width, batch_size, text, vocab_size, budget)
+
+    return forecast(corpus, choose, spending.budget, device, spending.left(report_seconds(size)), watch)
+
+
+def sizes(folder: Path | str) -> dict[str, dict[str, int]]:
+    """Documents, tokens and bytes of each split."""
+    from nomoat.data.manifest import Manifest
+
+    return Manifest.load(folder).splits
+
+
+def report_seconds(size: Mapping[str, Mapping[str, int]]) -> float:
+    """About how long the report takes: xz and the n-gram model on the training text, and reading it for copies."""
+    return 12.0 + 1.6e-6 * min(size["train"]["bytes"], 16_000_000) + 4e-6 * size["heldout"]["bytes"]
+
+
+def trained(run: Run, device: str, watch: Watch | None) -> Run:
+    """Train a run to its end, with its tokenizer beside it.
+
+    Raises:
+        StoppedError: Ctrl-C; the checkpoint and the card are there.
+    """
+    from nomoat import card
+    from nomoat.core import energy
+    from nomoat.core.device import choose, peak_memory
+    from nomoat.glimpse import glimpsing
+    from nomoat.train.loop import train as loop
+
+    _with_tokenizer(run)
+    meter, before = energy.meter(), run.watch
+    run.watch = glimpsing(run, watch)
+    try:
+        loop(run.recipe, run, device)
+    finally:
+        run.watch = before
+    used = {} if meter is None else {"watt_hours": meter.watt_hours(), "meters": list(meter.sources)}
+    run.note("spent", peak_memory_bytes=peak_memory(choose(device)), **used)
+    card.write(run)
+    if run.status == "stopped":
+        raise StoppedError(run)
+    return run
+
+
+def made(run: Run, device: str, watch: Watch | None, began: float | None = None) -> Run:
+    """Train a run, then answer "what have I got?" in its card, report.txt and report.json.
+
+    Args:
+        run: trained to its end, or where it was stopped.
+        device: where.
+        watch: told what happens.
+        began: when its making began, by the performance counter; None: it is resumed, so that nobody knows.
+    """
+    from nomoat import card
+    from nomoat.core.device import choose
+    from nomoat.core.run import load
+    from nomoat.evaluate.report import report
+    from nomoat.texts import data_folder, spelling
+
+    trained(run, device, watch)
+    model: Any = load(run).to(choose(device))
+    found = report(model, spelling(run), data_folder(run), watch=watch)
+    run.write_text("report.txt", found.as_text() + "\n")
+    run.write_json("report.json", found.as_json())
+    if began is not None:
+        run.note("made", seconds=time.perf_counter() - began)
+    card.write(run, found)
+    return run
+
+
+def make(
+    path: Path | str | None, spending: Spending, licence: str | None, device: str, seed: int, watch: Watch | None
+) -> Run:
+    """The whole way; see `verbs.make`."""
+    forecast = foreseen(path, spending, licence, device, watch)
+    if watch is not None:
+        watch({"kind": "plan", "text": forecast.as_text(), **forecast.expected})
+        if forecast.warning:
+            watch({"kind": "warning", "text": forecast.warning})
+    recipe = replace(forecast.recipe, seed=seed)
+    run = Run.create(None, "python-library" if path is None else Path(path).resolve().name, recipe)
+    run.write_json(PLAN, forecast.expected)
+    rates = {"price_per_hour": spending.price_per_hour, "currency": spending.budget.currency, "watts": spending.watts}
+    for name, value in rates.items():
+        if stated := value or getattr(spending.budget, name):
+            run.decide(name, stated, 0, "stated by the user")
+    return made(run, device, watch, spending.began)
+
+
+def is_made(run: Run) -> bool:
+    """Whether `make` began this run, so that its end is a report."""
+    return (run.path / PLAN).exists()
+
+
+def _with_tokenizer(run: Run) -> None:
+    """Copy the data's tokenizer into the run: a run is whole without the folder it was made from."""
+    first = next(iter(getattr(run.recipe.data, "paths", ())), None)
+    target = run.path / "tokenizer.json"
+    if first is not None and not target.exists() and (Path(first) / "tokenizer.json").is_file():
+        shutil.copyfile(Path(first) / "tokenizer.json", target)
