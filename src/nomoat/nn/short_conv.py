@@ -12,7 +12,7 @@ Gu and Dao 2023, arXiv:2312.00752 (section 3.4); Fu et al. 2022, arXiv:2212.1405
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -57,51 +57,39 @@ def plain_conv(
     return F.silu(sum_BLC).to(x_BLC.dtype)
 
 
-class _Row:
-    """One row of the batch, its taps in fp32: sums over neighbours for any stretch of it.
+class _Tile(NamedTuple):
+    """A stretch of one row of the batch."""
 
-    Args:
-        weight_WC: the taps.
-        documents_L: equal numbers where positions may mix; None: everywhere.
-        offsets: where each tap's neighbour stands.
-        length: positions in the row.
-    """
+    row: int
+    first: int
+    last: int
 
-    def __init__(self, weight_WC: Tensor, documents_L: Tensor | None, offsets: range, length: int) -> None:
-        self.weight_WC, self.documents_L, self.offsets, self.length = weight_WC, documents_L, offsets, length
+    def of(self, x_BLC: Tensor, before: int, after: int, dtype: torch.dtype) -> Tensor:
+        """The stretch of x and that many positions before and after it, zeros beyond the ends of the row."""
+        begin, end = self.first - before, self.last + after
+        low, high = max(begin, 0), min(end, x_BLC.shape[1])
+        part_LC = x_BLC[self.row, low:high].to(dtype)
+        return part_LC if (low, high) == (begin, end) else F.pad(part_LC, (0, 0, low - begin, end - high))
 
-    def pairs(self, first: int, last: int, way: int) -> Iterator[tuple[int, slice, slice, Tensor | None]]:
-        """Tap, positions of the stretch with a neighbour in the row, the neighbours, 1 where the two may mix."""
-        for tap, offset in enumerate(self.offsets):
-            offset = offset * way
-            here = slice(max(first, -offset), min(last, self.length - offset))
-            if here.start < here.stop:
-                there = slice(here.start + offset, here.stop + offset)
-                mix = None if self.documents_L is None else self.documents_L[here] == self.documents_L[there]
-                yield tap, here, there, None if mix is None or not offset else mix.unsqueeze(1).to(self.weight_WC.dtype)
 
-    def sums(self, x_LC: Tensor, bias_C: Tensor, first: int, last: int) -> Tensor:
-        """Bias and all taps for a stretch."""
-        sum_LC = bias_C.repeat(last - first, 1)
-        for tap, here, there, mix_L1 in self.pairs(first, last, 1):
-            part_LC = x_LC[there].to(bias_C.dtype)
-            part_LC = part_LC if mix_L1 is None else part_LC * mix_L1
-            sum_LC[here.start - first : here.stop - first].addcmul_(part_LC, self.weight_WC[tap])
-        return sum_LC
+def _tiles(x_BLC: Tensor) -> Iterator[_Tile]:
+    """All of x; whole rows where there is no such cache to stay in."""
+    batch, length, channels = x_BLC.shape
+    size = max(16, TILE // channels) if x_BLC.is_cpu else length
+    for row in range(batch):
+        for first in range(0, length, size):
+            yield _Tile(row, first, min(first + size, length))
 
-    def back(self, x_LC: Tensor, grad_LC: Tensor, stretch: tuple[int, int, int], dweight_WC: Tensor) -> Tensor:
-        """The gradient of x for a stretch (first, last), and what it adds to that of the taps.
 
-        `grad_LC` is the gradient of the sums, from position stretch[2] on as far as any tap of the stretch reaches.
-        """
-        first, last, begin = stretch
-        dx_LC = grad_LC.new_zeros(last - first, grad_LC.shape[1])
-        for tap, here, there, mix_L1 in self.pairs(first, last, -1):
-            part_LC = grad_LC[there.start - begin : there.stop - begin]
-            part_LC = part_LC if mix_L1 is None else part_LC * mix_L1
-            dx_LC[here.start - first : here.stop - first].addcmul_(part_LC, self.weight_WC[tap])
-            dweight_WC[tap] += (part_LC * x_LC[here]).sum(0)
-        return dx_LC
+def _neighbours(x_MC: Tensor, documents_M1: Tensor | None, width: int, centre: int) -> Iterator[Tensor]:
+    """The neighbours that each tap sees [M - width + 1, C], the earliest first; zeros where they may not mix."""
+    length = len(x_MC) - width + 1
+    for tap in range(width):
+        part_LC = x_MC[tap : tap + length]
+        if documents_M1 is not None and tap != centre:
+            mix_L1 = documents_M1[tap : tap + length] == documents_M1[centre : centre + length]
+            part_LC = part_LC * mix_L1.to(x_MC.dtype)
+        yield part_LC
 
 
 class _ShortConv(torch.autograd.Function):
@@ -111,37 +99,53 @@ class _ShortConv(torch.autograd.Function):
     def forward(
         ctx: Any, x_BLC: Tensor, weight_CW: Tensor, bias_C: Tensor, documents_BL: Tensor | None, ahead: int
     ) -> Tensor:
+        """SiLU of the sums over taps."""
         y_BLC = torch.empty_like(x_BLC, memory_format=torch.contiguous_format)
-        for at, first, last, row in _stretches(x_BLC, weight_CW, documents_BL, ahead):
-            y_BLC[at, first:last] = F.silu(row.sums(x_BLC[at], bias_C, first, last), inplace=True)
+        weight_WC, behind = weight_CW.t().contiguous(), weight_CW.shape[1] - 1 - ahead
+        for tile in _tiles(x_BLC):
+            documents_M1 = (
+                None if documents_BL is None else tile.of(documents_BL.unsqueeze(2), behind, ahead, torch.int64)
+            )
+            x_MC = tile.of(x_BLC, behind, ahead, bias_C.dtype)
+            sum_LC = _sums(x_MC, documents_M1, weight_WC, bias_C, behind)
+            y_BLC[tile.row, tile.first : tile.last] = F.silu(sum_LC, inplace=True)
         ctx.save_for_backward(x_BLC, weight_CW, bias_C, documents_BL)
         ctx.ahead = ahead
         return y_BLC
 
     @staticmethod
     def backward(ctx: Any, dy_BLC: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of x, weight and bias; the sums are computed again, for a margin around the tile too."""
         x_BLC, weight_CW, bias_C, documents_BL = ctx.saved_tensors
         if torch.is_grad_enabled():  # a second derivative is wanted
             return derivable(plain_conv, (*ctx.saved_tensors, ctx.ahead), (dy_BLC,))
+        ahead, more = ctx.ahead, weight_CW.shape[1] - 1
+        behind, dtype = more - ahead, bias_C.dtype
         dx_BLC = torch.empty_like(x_BLC, memory_format=torch.contiguous_format)
-        dweight_WC, dbias_C = torch.zeros_like(weight_CW.t().contiguous()), torch.zeros_like(bias_C)
-        for at, first, last, row in _stretches(x_BLC, weight_CW, documents_BL, ctx.ahead):
-            begin, end = max(first - ctx.ahead, 0), min(last - row.offsets[0], row.length)
-            sums_LC = row.sums(x_BLC[at], bias_C, begin, end)
-            grad_LC = torch.ops.aten.silu_backward(dy_BLC[at, begin:end].to(sums_LC.dtype), sums_LC)
-            dbias_C += grad_LC[first - begin : last - begin].sum(0)
-            dx_BLC[at, first:last] = row.back(x_BLC[at], grad_LC, (first, last, begin), dweight_WC)
+        weight_WC = weight_CW.t().contiguous()
+        dweight_WC, dbias_C, turned_WC = torch.zeros_like(weight_WC), torch.zeros_like(bias_C), weight_WC.flip(0)
+        for tile in _tiles(x_BLC):
+            documents_M1 = near_M1 = None
+            if documents_BL is not None:
+                documents_M1 = tile.of(documents_BL.unsqueeze(2), more, more, torch.int64)
+                near_M1 = documents_M1[behind : len(documents_M1) - ahead]
+            x_MC = tile.of(x_BLC, more, more, dtype)
+            sum_LC = _sums(x_MC, documents_M1, weight_WC, bias_C, behind)
+            grad_LC = torch.ops.aten.silu_backward(tile.of(dy_BLC, ahead, behind, dtype), sum_LC)
+            length = tile.last - tile.first
+            x_LC, dbias_C = x_MC[more : more + length], dbias_C + grad_LC[ahead : ahead + length].sum(0)
+            dx_LC = torch.zeros_like(x_LC)
+            for tap, part_LC in enumerate(_neighbours(grad_LC, near_M1, more + 1, ahead)):
+                dx_LC.addcmul_(part_LC, turned_WC[tap])
+                dweight_WC[more - tap] += (part_LC * x_LC).sum(0)
+            dx_BLC[tile.row, tile.first : tile.last] = dx_LC
         return dx_BLC, dweight_WC.t(), dbias_C, None, None
 
 
-def _stretches(
-    x_BLC: Tensor, weight_CW: Tensor, documents_BL: Tensor | None, ahead: int
-) -> Iterator[tuple[int, int, int, _Row]]:
-    """Row, first and last position of each tile; whole rows where there is no such cache to stay in."""
-    batch, length, channels = x_BLC.shape
-    size = max(16, TILE // channels) if x_BLC.is_cpu else length
-    weight_WC, offsets = weight_CW.t().contiguous(), range(ahead + 1 - weight_CW.shape[1], ahead + 1)
-    for at in range(batch):
-        row = _Row(weight_WC, None if documents_BL is None else documents_BL[at], offsets, length)
-        for first in range(0, length, size):
-            yield at, first, min(first + size, length), row
+def _sums(x_MC: Tensor, documents_M1: Tensor | None, weight_WC: Tensor, bias_C: Tensor, centre: int) -> Tensor:
+    """Bias and all taps, [M - W + 1, C]."""
+    first_LC, *rest = _neighbours(x_MC, documents_M1, len(weight_WC), centre)
+    sum_LC = torch.addcmul(bias_C, first_LC, weight_WC[0])
+    for part_LC, weight_C in zip(rest, weight_WC[1:], strict=True):
+        sum_LC.addcmul_(part_LC, weight_C)
+    return sum_LC
