@@ -146,7 +146,8 @@ def test_lone_surrogates_in_json_do_no_harm(tmp_path):
 
 def test_csv_with_quotes_separators_and_bad_rows(tmp_path):
     (tmp_path / "a.csv").write_text(
-        'id;review;stars\n1;"two\nlines; and more words to read";5\n2;too;many;fields\n3;"said ""so"" at great length"\n'
+        'id;review;stars\n1;"two\nlines; and more words to read";5\n2;too;many;fields\n'
+        '3;"said ""so"" at great length"\n'
     )
     found = documents(tmp_path / "a.csv")
     assert [item.text for item in found] == ["two\nlines; and more words to read", 'said "so" at great length']
