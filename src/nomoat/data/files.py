@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +44,18 @@ class Files:
     def prepare(self, root: Path, watch: Callable[[dict[str, Any]], None] | None = None) -> Text:
         """Read the files into shards under `root`, or find them there, and return the data that a run can stream.
 
+        Files that have changed since they were last read are read into a folder of their own: the runs that were made
+        from the older ones keep theirs.
+
         Raises:
             DataError: nothing to read; see `ingest`.
         """
         from nomoat.data.ingest import ingest
+        from nomoat.data.manifest import NAME, changed
 
-        folder = self.folder(root)
+        first = self.folder(root)
+        folders = (first if number == 1 else first.with_name(f"{first.name}-{number}") for number in count(1))
+        folder = next(each for each in folders if not (each / NAME).is_file() or not changed(each))
         source = None if self.path is None else Path(self.path)
         made = ingest(
             source, folder, tokenizer=self.tokenizer, vocab_size=self.vocab_size, licence=self.licence, watch=watch

@@ -33,6 +33,7 @@ from nomoat.train.mover import Mover, Settings
 WIDTHS = (64, 128, 192, 256, 320, 384, 448, 512, 640, 768, 1024, 1280, 1536, 2048)
 REHEARSAL = 0.06  # share of the budget; the whole planning stays below a tenth of it
 LEAST_SECONDS = 3.0  # a shorter rehearsal says nothing
+LEAST_LEFT = 0.25  # share of the time that training gets however long planning took
 MOST_EPOCHS = 20
 Watch = Callable[[Mapping[str, Any]], None]
 
@@ -164,8 +165,9 @@ def forecast(
     rehearsed, pace, bits = _rehearse(recipe, device, whole, paces.seconds_per_token(width), watch)
     spent = time.perf_counter() - began
     if whole is not None and budget.unit not in ("steps", "tokens"):
-        recipe = replace(recipe, budget=_left(budget, whole - spent))
-        tokens = (whole - spent) / pace
+        left = max(LEAST_LEFT * whole, whole - spent)  # on a machine that is busy with other things planning may drag
+        recipe = replace(recipe, budget=_left(budget, left))
+        tokens = left / pace
     parameters = _parameters(recipe)
     ratio = LAW.shape(parameters, tokens, corpus.tokens) / LAW.shape(parameters, rehearsed, corpus.tokens)
     figures = _figures(recipe, parameters, tokens, pace, bits * ratio, spent, corpus)
