@@ -15,7 +15,7 @@ from toys import Chain, TableConfig, recipe
 from nomoat.core import checkpoint, durable
 from nomoat.core.errors import CheckpointError, ConfigError, RunError
 from nomoat.core.run import Run, load
-from nomoat.train.budget import Pace, Plan, corrected_steps, counted_steps, timed_steps
+from nomoat.train.budget import Pace, Plan, affordable, corrected_steps, counted_steps, timed_steps
 from nomoat.train.loop import train
 
 QUIET = ("time", "seconds", "tokens_per_second", "seconds_left", "seconds_to_save")
@@ -67,7 +67,7 @@ def test_a_run_holds_all_that_came_of_it(tmp_path):
     assert 0 < steps[-1]["learning_rate"] < steps[15]["learning_rate"] == made.optimizer.learning_rate
     assert all(event["gradient_norm"] > 0 and "loss" not in event for event in steps)
     held_out = run.metrics("evaluate")
-    assert [event["step"] for event in held_out] == list(range(2, 41, 2))
+    assert [event["step"] for event in held_out] == [8, 16, 24, 32, 40]  # all of them for a twentieth of the run
     assert held_out[-1]["loss"] < 1.0
     assert held_out[-1]["bits_per_byte"] == pytest.approx(held_out[-1]["loss"] / 0.693147, rel=1e-5)
     assert [event["step"] for event in run.metrics("keep")] == [40]
@@ -315,7 +315,8 @@ def test_what_is_evaluated_is_what_load_gives(tmp_path):
     run = begun(tmp_path, made)
     train(made, run)
     total = count = 0.0
-    for batch in made.data.held_out(None, 8, 0):
+    assert run.decided("evaluation_batches") == 1
+    for batch in list(made.data.held_out(None, 8, 0))[:1]:
         loss = load(run).loss(batch)
         total, count = total + float(loss.total), count + float(loss.count)
     assert run.metrics("evaluate")[-1]["loss"] == pytest.approx(total / count, rel=1e-6)
@@ -465,6 +466,13 @@ def test_plan_counts_progress_in_the_middle_of_a_step_and_bends_without_a_jump()
     assert twice.reached(120) == pytest.approx(1.0)
     assert plan.bend(50, 10).done(50)
     assert [step for step in range(1, 101) if plan.mark(step)] == [3, 10, 20, 35, 50, 65, 80, 90, 96]
+
+
+def test_evaluations_take_a_twentieth_of_the_run():
+    assert affordable(1000.0, 0.01, 32) == (20, 32)
+    assert affordable(1000.0, 0.25, 32) == (20, 10)
+    assert affordable(1000.0, 0.8, 32) == (5, 12)
+    assert affordable(10.0, 5.0, 32) == (5, 1)
 
 
 def test_steps_for_a_budget():

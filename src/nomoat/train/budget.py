@@ -20,6 +20,8 @@ from nomoat.core.budget import Budget
 MARKS = (0.03, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.96)
 """The progress at which a run in time compares its pace with its plan."""
 
+EVALUATIONS = 20
+EVALUATION_SHARE = 0.05  # of the time
 SAMPLING_SHARE = 0.02  # of the time: what the caller may spend on showing samples
 MEASURED_SHARE = 0.02  # of the time: what measuring the steps may cost, after the two that it takes at least
 MEASURED_STEPS = 30
@@ -88,7 +90,7 @@ class Pace:
         step: median seconds of a step.
         low, high: the fastest and the slowest of them.
         count: how many were timed.
-        evaluation: seconds of one evaluation.
+        evaluation: seconds of evaluating one held-out batch.
         saving: seconds that one checkpoint is reckoned to take.
     """
 
@@ -134,6 +136,24 @@ def measure(step: Callable[[int], None], seconds: float, agree: Callable[[bool],
     return Pace(median(taken), min(taken), max(taken), len(taken))
 
 
+def affordable(whole: float, batch: float, batches: int) -> tuple[int, int]:
+    """How often to evaluate, and on how many held-out batches, for `EVALUATION_SHARE` of the whole.
+
+    Twenty times where that leaves a quarter of the batches, else ten times, else five times on what there is time for.
+
+    Args:
+        whole: the run's cost, in any unit.
+        batch: the cost of evaluating one batch, in the same unit.
+        batches: how many there are.
+    """
+    total = EVALUATION_SHARE * whole / batch
+    for times in (EVALUATIONS, EVALUATIONS // 2, EVALUATIONS // 4):
+        each = int(total / times)
+        if 4 * each >= batches:
+            break
+    return times, max(1, min(batches, each))
+
+
 def timed_steps(seconds: float, spent: float, pace: Pace, saves: float, evaluations: int) -> tuple[int, str]:
     """Steps that fit in `seconds`, and the reason in words.
 
@@ -142,7 +162,7 @@ def timed_steps(seconds: float, spent: float, pace: Pace, saves: float, evaluati
         spent: of it, what has been spent already (building, measuring, compiling).
         pace: what was measured.
         saves: how many checkpoints on the way, the last one not counted.
-        evaluations: how many evaluations, the last one included.
+        evaluations: how many held-out batches are evaluated in the whole run.
     """
     aside = SAMPLING_SHARE * seconds + evaluations * pace.evaluation + (saves + 1) * pace.saving
     left = max(0.0, seconds - spent - aside)

@@ -25,17 +25,26 @@ from nomoat.core.run import Run
 from nomoat.core.types import Batch
 from nomoat.nn.attention import Attention, fastest_kernel
 from nomoat.nn.backbone import Stack
-from nomoat.train.budget import Pace, Plan, counted_steps, measure, timed_steps
+from nomoat.train.budget import (
+    EVALUATION_SHARE,
+    EVALUATIONS,
+    Pace,
+    Plan,
+    affordable,
+    counted_steps,
+    measure,
+    timed_steps,
+)
 from nomoat.train.launch import Group
 from nomoat.train.mover import Settings, rows, rows_of, to_device
 from nomoat.train.optimizer import faster_dtype, state_bytes
 from nomoat.train.state import State
 from nomoat.train.warn import Memory, SavedBytes
 
-EVALUATIONS = 20
-EVALUATION_SHARE = 0.05  # of the time
 DISK_BYTES_PER_SECOND = 2e8  # written, hashed and synced; a guess that the first checkpoint corrects
 METER_SECONDS = 1.2
+METER_GUESS = 60.0  # seconds, to begin with, of a budget in energy
+FORWARD = 3  # a step costs about this many forward passes
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -86,7 +95,7 @@ def settings(recipe: Recipe, family: Family, device: torch.device, batch: Batch,
 
 
 def plan(recipe: Recipe, state: State, chosen: Settings, decisions: Decisions, tools: Tools) -> Plan:
-    """Turn the budget into steps, once; also decides `seconds` (of budgets in time, money, energy).
+    """Turn the budget into steps, once; decides `steps`, `seconds` (not of steps and tokens) and the evaluations.
 
     Args:
         recipe: for the budget.
@@ -94,16 +103,30 @@ def plan(recipe: Recipe, state: State, chosen: Settings, decisions: Decisions, t
         chosen: how a step is computed.
         decisions: where to find or put them.
         tools: how to take a step, to evaluate, to read the clock and the meter.
+
+    Raises:
+        ConfigError: energy that can be neither measured nor reckoned.
     """
-    found = decisions.plan()
-    if found is not None:
-        return found
+    found = decisions.plan() or _counted(recipe, decisions, tools)
+    if found is None:
+        found = _timed(recipe, state, chosen, decisions, tools)
+    elif tools.batches:
+        _evaluations(decisions, (found.steps, tools.batch_tokens / (FORWARD * tools.tokens_per_step)), tools, found)
+    every = recipe.evaluate_every or math.ceil(found.steps / EVALUATIONS)
+    decisions.take("evaluate_every", lambda: (every, "the recipe says so" if recipe.evaluate_every else "20 times"))
+    return found
+
+
+def _counted(recipe: Recipe, decisions: Decisions, tools: Tools) -> Plan | None:
     counted = counted_steps(recipe.budget, tools.tokens_per_step)
-    if counted is not None:
-        return Plan(((0, decisions.take("steps", lambda: counted)),))
+    return Plan(((0, decisions.take("steps", lambda: counted)),)) if counted is not None else None
+
+
+def _timed(recipe: Recipe, state: State, chosen: Settings, decisions: Decisions, tools: Tools) -> Plan:
+    """Time a few steps and throw them away."""
     share = decisions.group.share
     by_meter = share(recipe.budget.unit == "watt_hours" and tools.meter is not None)
-    guess = 60.0 if by_meter else recipe.budget.seconds() or 60.0
+    guess = METER_GUESS if by_meter else recipe.budget.seconds() or METER_GUESS
     with state.thrown_away():
         state.prepare(recipe, chosen, decisions.group)
         pace = measure(tools.step, guess, share, METER_SECONDS if by_meter else 0.0)
@@ -111,13 +134,26 @@ def plan(recipe: Recipe, state: State, chosen: Settings, decisions: Decisions, t
     seconds = decisions.take("seconds", lambda: _seconds(recipe, tools.meter))
     size = sum(p.numel() * p.element_size() for p in state.family.parameters()) * (4 if recipe.ema else 3)
     pace = Pace(pace.step, pace.low, pace.high, pace.count, evaluation, size / DISK_BYTES_PER_SECOND)
-    times = min(EVALUATIONS, max(1, int(EVALUATION_SHARE * seconds / evaluation))) if evaluation else 0
+    times, each = affordable(seconds, evaluation, tools.batches) if evaluation else (0, 0)
     saves = seconds / max(recipe.keep_every_seconds, 1.0)
-    steps = decisions.take("steps", lambda: timed_steps(seconds, tools.elapsed(), pace, saves, times))
-    if times and not recipe.evaluate_every:
-        why = f"one takes {evaluation:.3g} s, all of them at most {EVALUATION_SHARE:.0%} of the time"
-        decisions.take("evaluate_every", lambda: (max(1, math.ceil(steps / times)), why))
-    return Plan(((0, steps),))
+    steps = decisions.take("steps", lambda: timed_steps(seconds, tools.elapsed(), pace, saves, times * each))
+    found = Plan(((0, steps),))
+    if evaluation:
+        _evaluations(decisions, (seconds, evaluation), tools, found, "s")
+    return found
+
+
+def _evaluations(
+    decisions: Decisions, costs: tuple[float, float], tools: Tools, found: Plan, unit: str = "steps"
+) -> None:
+    """Decide how often and on how much to evaluate, for the cost of the whole run and of one held-out batch."""
+    times, each = affordable(*costs, tools.batches)
+    why = (
+        f"a held-out batch costs about {costs[1]:.2g} {unit}, and all of them at most {EVALUATION_SHARE:.0%} of the run"
+    )
+    decisions.take("evaluation_batches", lambda: (each, why))
+    if not decisions.run.recipe.evaluate_every:
+        decisions.take("evaluate_every", lambda: (max(1, math.ceil(found.steps / times)), why))
 
 
 def warnings(recipe: Recipe, run: Run, chosen: Settings) -> list[str]:
@@ -134,10 +170,12 @@ class Tools:
 
     Args:
         step: takes step number i, all players.
-        evaluate: evaluates once and returns the seconds it took (0 where there is nothing held out).
+        evaluate: evaluates one held-out batch and returns the seconds it took (0 where there is nothing held out).
         elapsed: seconds since training began.
         meter: of energy, where one can be read; it began with the training.
         tokens_per_step: tokens (or samples) that a step teaches.
+        batches: how many held-out batches there are.
+        batch_tokens: tokens (or samples) in one of them.
     """
 
     step: Callable[[int], None]
@@ -145,6 +183,8 @@ class Tools:
     elapsed: Callable[[], float]
     meter: EnergyMeter | None
     tokens_per_step: int
+    batches: int
+    batch_tokens: int
 
 
 def _seconds(recipe: Recipe, meter: EnergyMeter | None) -> tuple[float, str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -88,9 +88,9 @@ class Training:
         if found is not None:
             self.state.restore(found)
             self._offset = self.state.seconds
-        every = recipe.evaluate_every or math.ceil(self.plan.steps / start.EVALUATIONS)
-        self.evaluate_every = decisions.take("evaluate_every", lambda: (every, "about twenty times in the run"))
-        self.seconds = self.run.decided("seconds")
+        self.evaluate_every, self.seconds = self.run.decided("evaluate_every"), self.run.decided("seconds")
+        count = self.run.decided("evaluation_batches", len(self.evaluations))
+        self.evaluations = _spread(self.evaluations, count)
         self._last_kept, self._last_mark = time.perf_counter(), (self.state.step, self.elapsed())
         if self.writes:
             chance = family.first_loss(drawn)
@@ -161,15 +161,15 @@ class Training:
     def evaluate(self) -> None:
         """Note the loss on held-out data."""
         if self.evaluations and self.writes:
-            figures = self._measured(self.plan.reached(self.state.step))
+            figures = self._measured(self.plan.reached(self.state.step), self.evaluations)
             self.run.note("evaluate", step=self.state.step, seconds=self.elapsed(), **figures)
 
-    def _measured(self, progress: float) -> dict[str, float]:
+    def _measured(self, progress: float, batches: Sequence[Batch]) -> dict[str, float]:
         """Held-out loss, and bits per byte where the data tells its bytes, of the family as it would be loaded."""
         began = time.perf_counter()
         total = count = size = 0.0
         with self.state.product() as family:
-            for number, batch in enumerate(self.evaluations):
+            for number, batch in enumerate(batches):
                 drawn = family.draw(batch, generator(self.recipe.seed, "held out", number))
                 placed = to_device(drawn, self.settings.device)
                 with autocast(self.settings.device, self.settings.precision):
@@ -192,7 +192,13 @@ class Training:
         recipe = self.recipe
         trial = recipe.data.stream(self.state.family, recipe.batch_size, recipe.seed, start=0)
         tools = start.Tools(
-            partial(self._try, trial), self._time_evaluation, self.elapsed, self.meter, self.tokens_per_step
+            partial(self._try, trial),
+            self._time_evaluation,
+            self.elapsed,
+            self.meter,
+            self.tokens_per_step,
+            self.group.share(len(self.evaluations)),
+            self.group.share(start.tokens_in(self.evaluations[0]) if self.evaluations else 0),
         )
         return start.plan(recipe, self.state, self.settings, decisions, tools)
 
@@ -204,9 +210,9 @@ class Training:
         self.state.follow(0.5)
 
     def _time_evaluation(self) -> float:
-        """Seconds that one evaluation takes."""
-        if self.evaluations:
-            self._measured(0.0)
+        """Seconds that evaluating one batch takes; the first time is for warming up."""
+        for _ in range(2 if self.evaluations else 0):
+            self._measured(0.0, self.evaluations[:1])
         return self._evaluating
 
     def _bend(self, done: int) -> None:
@@ -226,3 +232,8 @@ class Training:
             self.run.decide("steps", steps, done, why)
             self._last_mark = (done, now)
         self.plan = self.plan.bend(done, self.group.share(steps))
+
+
+def _spread(batches: list[Batch], count: int) -> list[Batch]:
+    """`count` of the batches, evenly spread."""
+    return [batches[number * len(batches) // count] for number in range(min(count, len(batches)))]
