@@ -267,7 +267,7 @@ class Work:
         durable.sync_folder(self.target.parent)
         shutil.rmtree(self.partial, ignore_errors=True)
         self.tell("done", 1, 1)
-        return manifest
+        return Manifest.load(self.target)
 
     def write_dropped(self, reading: Reading, facts: Facts, chosen: Plan) -> dict[str, int]:
         """Name everything that was left out, one a line; returns how often for each reason."""
