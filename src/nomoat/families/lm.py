@@ -77,23 +77,26 @@ class LanguageModel(Family):
             nn.init.constant_(self.stack.norm.weight, min(1.0, 50 / width))
 
     @property
-    def table_VD(self) -> Tensor:
+    def table(self) -> Tensor:
         """The output layer's weights; the token table itself where the dialect ties them."""
         return self.embed.weight if self.output is None else self.output.weight
 
     def trunk(self, batch: Batch) -> Tensor:
         """What the stack makes of all tokens but the last: [B, L, D], scaled for the output layer."""
         tokens_BL, documents_BL, positions_BL = (
-            None if (whole := batch.get(name)) is None else whole[:, :-1] for name in ("tokens", "document", "positions")
+            None if (whole := batch.get(name)) is None else whole[:, :-1]
+            for name in ("tokens", "document", "positions")
         )
         if documents_BL is not None and torch.equal(documents_BL, documents_BL[:, :1].expand_as(documents_BL)):
             documents_BL = positions_BL = None  # one document a row: no mask, and only distances matter
-        return self.stack(self.embed(tokens_BL), positions_BL, Ports(documents_BL=documents_BL)).x_BLD * self.output_scale
+        return (
+            self.stack(self.embed(tokens_BL), positions_BL, Ports(documents_BL=documents_BL)).x_BLD * self.output_scale
+        )
 
     def loss(self, batch: Batch, player: str = "model", progress: float = 0.0) -> Loss:
         """Summed nats over the tokens under `mask` [B, L + 1], each predicted from those before it."""
         counted_BL = batch["mask"][:, 1:]
-        nats = summed_nats(self.trunk(batch), self.table_VD, batch["tokens"][:, 1:], counted_BL, self.soft_cap)
+        nats = summed_nats(self.trunk(batch), self.table, batch["tokens"][:, 1:], counted_BL, self.soft_cap)
         return Loss(nats, counted_BL.sum())
 
     def first_loss(self, batch: Batch) -> float:
@@ -102,7 +105,7 @@ class LanguageModel(Family):
 
     def score(self, batch: Batch) -> Tensor:
         """Log-probability [B, L] in nats of tokens[:, 1:]; 0 where the mask is False."""
-        logp_BL = log_probabilities(self.trunk(batch), self.table_VD, batch["tokens"][:, 1:], self.soft_cap)
+        logp_BL = log_probabilities(self.trunk(batch), self.table, batch["tokens"][:, 1:], self.soft_cap)
         return logp_BL * batch["mask"][:, 1:]
 
     def encode(self, batch: Batch) -> Tensor:
@@ -122,7 +125,7 @@ class LanguageModel(Family):
     def decode(self, tokens_BL: Tensor, memory: Memory, slots: Sequence[int]) -> Tensor:
         """Append tokens [B, L] to the slots and return the logits [B, L, V] after each of them."""
         x_BLD = self.stack(self.embed(tokens_BL), None, Ports(), memory, slots).x_BLD * self.output_scale
-        logits_BLV = F.linear(x_BLD, self.table_VD).float()
+        logits_BLV = F.linear(x_BLD, self.table).float()
         return logits_BLV if self.soft_cap is None else self.soft_cap * torch.tanh(logits_BLV / self.soft_cap)
 
     def example(self, samples: int = 2) -> Batch:

@@ -16,15 +16,13 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from nomoat.core import device as machine
+from nomoat.core import energy
 from nomoat.core.budget import Budget
-from nomoat.core.errors import ConfigError
-from nomoat.core.family import Family
 from nomoat.core.recipe import Recipe
 from nomoat.core.run import Run
 from nomoat.train.loop import train
@@ -32,6 +30,7 @@ from nomoat.train.mover import Mover, Settings
 
 WIDTHS = (64, 128, 192, 256, 320, 384, 448, 512, 640, 768, 1024, 1280, 1536, 2048)
 REHEARSAL = 0.06  # share of the budget; the whole planning stays below a tenth of it
+TRAINING = 0.95  # share of the time that goes into steps: the rest evaluates, samples and keeps checkpoints
 LEAST_SECONDS = 3.0  # a shorter rehearsal says nothing
 LEAST_LEFT = 0.25  # share of the time that training gets however long planning took
 MOST_EPOCHS = 20
@@ -129,7 +128,7 @@ class Forecast:
         lines = [
             f"model      {self.parameters / 1e6:.2f} M parameters: width {backbone.width}, depth {backbone.depth}, "
             f"context {self.recipe.family.context_length}, vocabulary {self.recipe.family.vocab_size:,}",
-            f"batch      {self.recipe.batch_size} sequences a step; learning rate {self.recipe.optimizer.learning_rate}",
+            f"batch      {self.recipe.batch_size} sequences a step",
         ]
         lines += [f"{name.replace('_', ' '):<10} {_words(name, e)}" for name, e in self.figures.items()]
         lines += [f"because    {reason}" for reason in self.reasons]
@@ -155,19 +154,23 @@ def forecast(
         watch: told {"kind": "phase", ...} and {"kind": "rehearsal", ...}.
 
     Raises:
-        ConfigError: the text is shorter than one context.
+        ConfigError: the text is shorter than one context, or the watts of a budget in energy are not known.
     """
     began = time.perf_counter()
-    whole = seconds if seconds is not None else budget.seconds()
+    meter = energy.meter() if budget.unit == "watt_hours" else None
     paces = Paces(sized, machine.choose(device))
+    whole = budget.seconds(meter.watts() if meter else None) if seconds is None else seconds
     width, tokens = _best(corpus, paces, sized, budget, whole)
-    recipe = sized(width, batch_size(width, tokens, sized(width, 1, budget).family.context_length), budget)
-    rehearsed, pace, bits = _rehearse(recipe, device, whole, paces.seconds_per_token(width), watch)
+    recipe = sized(width, batch_size(tokens, sized(width, 1, budget).family.context_length), budget)
+    likely = tokens * paces.seconds_per_token(width) if whole is None else whole
+    rehearsed, pace, bits = _rehearse(recipe, device, likely, paces.seconds_per_token(width), watch)
     spent = time.perf_counter() - began
-    if whole is not None and budget.unit not in ("steps", "tokens"):
+    if whole is not None:
         left = max(LEAST_LEFT * whole, whole - spent)  # on a machine that is busy with other things planning may drag
-        recipe = replace(recipe, budget=_left(budget, left))
-        tokens = left / pace
+        recipe = replace(recipe, budget=replace(budget, amount=budget.amount * left / (budget.seconds() or whole)))
+        tokens = left * TRAINING / pace
+    elif budget.unit == "steps":
+        tokens = budget.amount * recipe.batch_size * recipe.family.context_length
     parameters = _parameters(recipe)
     ratio = LAW.shape(parameters, tokens, corpus.tokens) / LAW.shape(parameters, rehearsed, corpus.tokens)
     figures = _figures(recipe, parameters, tokens, pace, bits * ratio, spent, corpus)
@@ -220,7 +223,7 @@ class Paces:
 _ONE = Budget.parse("1steps")
 
 
-def batch_size(width: int, tokens: float, context_length: int) -> int:
+def batch_size(tokens: float, context_length: int) -> int:
     """Sequences a step: about a thousand steps in a short run, more and larger ones in a long one."""
     wanted = min(65_536.0, max(2048.0, 2048 * (tokens / 2e6) ** 0.5))
     return max(1, 2 ** round(math.log2(wanted / context_length)))
@@ -238,8 +241,9 @@ def too_small(epochs: float) -> str:
     if epochs <= MOST_EPOCHS:
         return ""
     return (
-        f"This folder is small for its budget: it would be read {epochs:.0f} times, and a model learns little new after "
-        f"about {MOST_EPOCHS}; more text of the same kind would help, or a budget {epochs / MOST_EPOCHS:.0f} times smaller."
+        f"This folder is small for its budget: it would be read {epochs:.0f} times, and a model learns little new "
+        f"after about {MOST_EPOCHS}; more text of the same kind would help, or a budget "
+        f"{epochs / MOST_EPOCHS:.0f} times smaller."
     )
 
 
@@ -263,20 +267,19 @@ def _tokens(recipe: Recipe, budget: Budget, seconds: float | None, pace: float) 
         return budget.amount
     if budget.unit == "steps":
         return budget.amount * 4096
-    if seconds is None:
-        raise ConfigError(f"a budget of `{budget.text}` cannot be turned into time")
-    return max(1.0, (1 - REHEARSAL) * seconds / pace)
+    assert seconds is not None, "every other budget buys time"
+    return max(1.0, (1 - REHEARSAL) * TRAINING * seconds / pace)
 
 
 def _rehearse(
-    recipe: Recipe, device: str, seconds: float | None, pace: float, watch: Watch | None
+    recipe: Recipe, device: str, seconds: float, pace: float, watch: Watch | None
 ) -> tuple[float, float, float]:
     """Train the recipe to its end in a small share of the budget, in a run that is thrown away.
 
     Returns:
         Tokens read, seconds a token (without what comes before the first step), held-out bits per byte.
     """
-    share = max(LEAST_SECONDS, REHEARSAL * (seconds or 600.0))
+    share = max(LEAST_SECONDS, REHEARSAL * seconds)
     tokens_a_step = recipe.batch_size * recipe.family.context_length
     steps = max(4, round(share / (pace * tokens_a_step)))
     if watch is not None:
@@ -324,12 +327,6 @@ def _parameters(recipe: Recipe) -> int:
     config = recipe.family
     tables = 1 if config.backbone.dialect.output == "tied" else 2
     return config.backbone.parameters() + tables * config.vocab_size * config.backbone.width
-
-
-def _left(budget: Budget, seconds: float) -> Budget:
-    """The same kind of budget, of what is left of it."""
-    whole = budget.seconds() or seconds
-    return replace(budget, amount=max(budget.amount * seconds / whole, 1e-9))
 
 
 def _words(name: str, estimate: Estimate) -> str:
