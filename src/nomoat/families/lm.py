@@ -21,6 +21,7 @@ from nomoat.core.types import Batch, Loss, Ports
 from nomoat.nn.backbone import Backbone
 from nomoat.nn.cross_entropy import log_probabilities, summed_nats
 from nomoat.nn.memory import Memory
+from nomoat.nn.norms import RMSNorm
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class LanguageModel(Family):
         self.output = None if dialect.output == "tied" else nn.Linear(width, config.vocab_size, bias=False)
         if self.output is not None:
             nn.init.zeros_(self.output.weight)
-        elif dialect.zero_init and dialect.norm == "rms":
+        elif dialect.zero_init and isinstance(self.stack.norm, RMSNorm):
             # A stack that starts as the identity would predict each token to repeat, with logit 0.02 x width.
             nn.init.constant_(self.stack.norm.weight, min(1.0, 50 / width))
 

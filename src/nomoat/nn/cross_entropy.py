@@ -61,7 +61,7 @@ class _SummedNats(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         grad_x_ND, grad_table_VD = ctx.saved_tensors
         x_type, table_type = ctx.dtypes
         return (grad_x_ND * grad).to(x_type), (grad_table_VD * grad).to(table_type), None, None, None

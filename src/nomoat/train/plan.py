@@ -25,6 +25,7 @@ from nomoat.core import energy
 from nomoat.core.budget import Budget
 from nomoat.core.recipe import Recipe
 from nomoat.core.run import Run
+from nomoat.nn.backbone import Stack
 from nomoat.train.loop import train
 from nomoat.train.mover import Mover, Settings
 
@@ -204,7 +205,8 @@ class Paces:
         tokens_BL = torch.randint(recipe.family.vocab_size, (recipe.batch_size, length + 1))
         batch = {"tokens": tokens_BL, "mask": torch.ones_like(tokens_BL, dtype=torch.bool)}
         precision = "bf16" if machine.bf16_is_faster(self.device, tokens_BL.numel(), width, seconds=0.3).yes else "fp32"
-        family.stack.kernel = "plain" if length <= 512 else "fused"
+        for stack in (module for module in family.modules() if isinstance(module, Stack)):
+            stack.kernel = "plain" if length <= 512 else "fused"  # the run itself measures which is faster
         mover = Mover(family, "model", recipe, Settings(self.device, precision, recipe.batch_size, torch.bfloat16))
         taken = []
         for _ in range(4):
