@@ -61,10 +61,10 @@ def test_without_training_text_nothing_breaks():
 def test_five_gram_beats_what_does_not_know_the_words():
     tokens = np.frombuffer(TEXT, np.uint8).astype(np.int64)
     parts = [np.append(part, 256) for part in np.array_split(tokens, 40)]
-    ends = np.cumsum([len(part) for part in parts])
 
     def excerpt(chosen):
-        return Excerpt(np.concatenate(parts), ends, np.arange(40)).only(np.array(chosen))
+        ends = np.cumsum([len(parts[number]) for number in chosen])
+        return Excerpt(np.concatenate([parts[number] for number in chosen]), ends, np.array(chosen))
 
     lengths = np.append(np.ones(256, dtype=np.int64), 0)
     found, figure = five_gram(excerpt(range(30)), excerpt(range(30, 40)), lengths, 256)

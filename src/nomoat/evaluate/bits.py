@@ -52,19 +52,14 @@ class Excerpt:
         """A split as it is, or whole documents of it drawn by `seed` until `most_tokens` are reached."""
         if reader.tokens == 0:
             raise DataError(f"the `{reader.split}` part of {reader.folder} is empty", fix="Ingest more text")
-        everything = cls(reader.window(0, reader.tokens), reader.ends, np.arange(reader.documents))
         if most_tokens is None or reader.tokens <= most_tokens:
-            return everything
+            return cls(reader.window(0, reader.tokens), reader.ends, np.arange(reader.documents))
         order_D = np.random.default_rng(seed).permutation(reader.documents)
         sizes_D = np.diff(reader.ends, prepend=0)
         enough = int(np.searchsorted(sizes_D[order_D].cumsum(), most_tokens)) + 1
-        return everything.only(np.sort(order_D[:enough]))
-
-    def only(self, chosen: NDArray[np.int64]) -> Excerpt:
-        """The documents at the places `chosen`."""
-        parts = [self.document(int(place)) for place in chosen]
-        sizes = np.array([len(part) for part in parts], dtype=np.int64)
-        return Excerpt(np.concatenate(parts), sizes.cumsum(), self.numbers_D[chosen])
+        chosen_D = np.sort(order_D[:enough])
+        parts = [reader.window(begin, end - begin) for begin, end in map(reader.span, chosen_D.tolist())]
+        return cls(np.concatenate(parts), sizes_D[chosen_D].cumsum(), chosen_D)
 
     def document(self, place: int) -> NDArray[Any]:
         """The ids of a document, its end included."""
