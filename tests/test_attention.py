@@ -32,6 +32,7 @@ def test_both_kernels_give_the_softmax_of_the_definition(heads, masked):
     expected = (scores + (0 if masked == "open" else hidden)).softmax(-1) @ v.repeat_interleave(4 // heads, 1)
     as_mask = {"open": (None, False), "triangle": (None, True), "mask": (hidden, False)}
     assert_close(KERNELS["fused"](q, k, v, *as_mask[masked], 0.3), expected)
+    assert_close(KERNELS["tiled"](q, k, v, *as_mask[masked], 0.3), expected)
     assert_close(KERNELS["plain"](q, k, v, None if masked == "open" else hidden, False, 0.3), expected)
 
 
@@ -41,10 +42,11 @@ def test_kernels_agree_in_value_and_gradient(dialect, causal):
     stack = make(dialect, causal=causal).requires_grad_(True)
     x, weights = noise(2, 7, WIDTH), list(stack.parameters())
     results = {}
-    for kernel in ("fused", "plain"):
+    for kernel in ("fused", "tiled", "plain"):
         y = stack(x, kernel=kernel).x_BLD
         results[kernel] = y, *torch.autograd.grad(y.square().sum(), weights)
     assert_close(results["fused"], results["plain"])
+    assert_close(results["tiled"], results["plain"])
 
 
 @pytest.mark.parametrize("dialect", ["OURS", "GPT2"])
@@ -67,7 +69,7 @@ def test_the_plain_kernel_carries_a_tangent():
     assert_close(tangent, change / (2 * step), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("kernel", ["fused", "plain"])
+@pytest.mark.parametrize("kernel", ["fused", "tiled", "plain"])
 @pytest.mark.parametrize("dialect", NAMES)
 def test_a_causal_stack_does_not_look_ahead_and_a_full_one_does(dialect, kernel):
     for causal in CAUSAL:
@@ -90,7 +92,7 @@ def test_padded_equals_unpadded(dialect, causal, where):
     valid = torch.stack([valid.bool(), torch.tensor([True] * 5 + [False] * 2)])
     padded = noise(2, 7, WIDTH, seed=5)
     padded[valid] = x.flatten(0, 1)
-    for kernel in ("fused", "plain"):
+    for kernel in ("fused", "tiled", "plain"):
         trace = stack(padded, ports=Ports(valid_BL=valid), kernel=kernel)
         assert_close(trace.x_BLD[valid].view_as(x), stack(x).x_BLD)
         assert trace.x_BLD.isfinite().all()
@@ -99,7 +101,7 @@ def test_padded_equals_unpadded(dialect, causal, where):
 def test_padding_leaves_gradients_finite_even_in_an_empty_row():
     stack = make("GPT2").requires_grad_(True)
     valid = torch.tensor([[0, 0, 1], [0, 0, 0]]).bool()
-    for kernel in ("fused", "plain"):
+    for kernel in ("fused", "tiled", "plain"):
         y = stack(noise(2, 3, WIDTH), ports=Ports(valid_BL=valid), kernel=kernel).x_BLD
         assert all(grad.isfinite().all() for grad in torch.autograd.grad(y[valid].sum(), list(stack.parameters())))
 
@@ -110,7 +112,7 @@ def test_packed_equals_separate(dialect, causal):
     stack, first, second = make(dialect, causal=causal), noise(1, 3, WIDTH), noise(1, 5, WIDTH, seed=2)
     documents = torch.tensor([[7] * 3 + [2] * 5])
     separate = torch.cat([stack(first).x_BLD, stack(second).x_BLD], 1)
-    for kernel in ("fused", "plain"):
+    for kernel in ("fused", "tiled", "plain"):
         packed = stack(torch.cat([first, second], 1), ports=Ports(documents_BL=documents), kernel=kernel).x_BLD
         assert_close(packed, separate)
 
@@ -142,7 +144,7 @@ def test_a_window_as_wide_as_the_text_changes_nothing():
 def test_the_prefix_is_seen_by_all_and_the_rest_is_causal():
     stack, x = make(depth=1), noise(2, 6, WIDTH)
     prefix = torch.tensor([3, 0])
-    for kernel in ("fused", "plain"):
+    for kernel in ("fused", "tiled", "plain"):
         y = stack(x, ports=Ports(prefix_B=prefix), kernel=kernel).x_BLD
         for column in range(6):
             changed = x.clone()
@@ -276,7 +278,7 @@ def test_the_kernel_is_measured():
     assert set(seconds) == set(KERNELS) and all(0 < each < 60 for each in seconds.values())
 
 
-@pytest.mark.parametrize("kernel", ["fused", "plain"])
+@pytest.mark.parametrize("kernel", ["fused", "tiled", "plain"])
 def test_autocast_stays_close(kernel):
     stack = make("QWEN3").float()
     x = noise(2, 8, WIDTH).float()

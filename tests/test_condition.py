@@ -61,7 +61,7 @@ def test_zero_initialised_projections_make_the_stack_the_identity_before_its_nor
 def test_padding_of_the_context_is_not_heard():
     stack, x, context = make(context_width=6), noise(2, 5, WIDTH), noise(2, 4, 6)
     valid = torch.tensor([[1, 0, 1, 0]] * 2).bool()
-    for kernel in ("fused", "plain"):
+    for kernel in ("fused", "tiled", "plain"):
         y = stack(x, ports=Ports(context_BMD=context, context_valid_BM=valid), kernel=kernel).x_BLD
         assert_close(y, stack(x, ports=Ports(context_BMD=context[:, [0, 2]])).x_BLD)
 

@@ -24,7 +24,7 @@ def feed(stack, memory, x, chunks, slots=None, **more):
 @pytest.mark.parametrize("dialect", NAMES)
 def test_cached_equals_uncached(dialect, chunks):
     stack, x = make(dialect), noise(2, 9, WIDTH)
-    for kernel in ("fused", "plain"):
+    for kernel in ("fused", "tiled", "plain"):
         memory = stack.memory(2, 4)
         assert_close(feed(stack, memory, x, chunks, kernel=kernel), stack(x).x_BLD)
         assert memory.lengths == [9, 9]
@@ -136,7 +136,7 @@ def test_the_context_is_remembered(dialect):
     ports = Ports(context_BMD=context, context_valid_BM=valid)
     whole = stack(x, ports=ports).x_BLD
     assert_close(whole[2:], stack(x[2:]).x_BLD)
-    for kernel in ("fused", "plain"):
+    for kernel in ("fused", "tiled", "plain"):
         memory = stack.memory(4, 5)
         stack.remember(context, valid, memory, slots=[3, 0, 1])
         memory.fork(0, 2)

@@ -50,7 +50,7 @@ def decoded(stack, x, **more):
     )
 
 
-@pytest.mark.parametrize("kernel", ["fused", "plain"])
+@pytest.mark.parametrize("kernel", ["fused", "tiled", "plain"])
 def test_gpt2(kernel):
     config = transformers.GPT2Config(vocab_size=50, n_positions=16, n_embd=32, n_layer=3, n_head=4)
     theirs = random_weights(transformers.GPT2Model(config))
@@ -91,7 +91,7 @@ def llama_weights(old, depth, qk_norm):
     return weights
 
 
-@pytest.mark.parametrize("kernel", ["fused", "plain"])
+@pytest.mark.parametrize("kernel", ["fused", "tiled", "plain"])
 def test_llama(kernel):
     config = transformers.LlamaConfig(
         vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
@@ -106,7 +106,7 @@ def test_llama(kernel):
     assert_same(decoded(stack, x, kernel=kernel), expected)
 
 
-@pytest.mark.parametrize("kernel", ["fused", "plain"])
+@pytest.mark.parametrize("kernel", ["fused", "tiled", "plain"])
 def test_qwen3_whose_heads_are_wider_than_width_by_heads(kernel):
     config = transformers.Qwen3Config(
         vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
@@ -120,7 +120,7 @@ def test_qwen3_whose_heads_are_wider_than_width_by_heads(kernel):
     assert_same(decoded(stack, x, kernel=kernel), expected)
 
 
-@pytest.mark.parametrize("kernel", ["fused", "plain"])
+@pytest.mark.parametrize("kernel", ["fused", "tiled", "plain"])
 def test_bert(kernel):
     config = transformers.BertConfig(
         vocab_size=50, hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
@@ -182,7 +182,7 @@ def t5_weights(old, depth, decoder):
     return weights
 
 
-@pytest.mark.parametrize("kernel", ["fused", "plain"])
+@pytest.mark.parametrize("kernel", ["fused", "tiled", "plain"])
 def test_t5_both_stacks(kernel):
     config = transformers.T5Config(
         vocab_size=50, d_model=32, d_kv=12, d_ff=64, num_layers=3, num_heads=4, relative_attention_num_buckets=8,

@@ -22,6 +22,7 @@ from nomoat.nn.memory import AttentionMemory
 from nomoat.nn.norms import make_head_norm
 from nomoat.nn.rotary import keep, turn
 from nomoat.nn.scene import Scene
+from nomoat.nn.tiles import split_heads, tiled
 
 Kernel = Callable[[Tensor, Tensor, Tensor, Tensor | None, bool, float], Tensor]
 
@@ -30,7 +31,7 @@ def fused(q_BHLK: Tensor, k_BGMK: Tensor, v_BGMK: Tensor, mask: Tensor | None, t
     """PyTorch's fused kernel: no L x M tensor is kept; no second derivative."""
     grouped = q_BHLK.shape[1] != k_BGMK.shape[1]
     return F.scaled_dot_product_attention(
-        q_BHLK, k_BGMK, v_BGMK, attn_mask=mask, is_causal=triangle, scale=scale, enable_gqa=grouped
+        q_BHLK, k_BGMK, v_BGMK, attn_mask=mask, is_causal=triangle and mask is None, scale=scale, enable_gqa=grouped
     )
 
 
@@ -45,7 +46,7 @@ def plain(q_BHLK: Tensor, k_BGMK: Tensor, v_BGMK: Tensor, mask: Tensor | None, t
     return (shares_BGQM @ v_BGMK).view(batch, heads, length, width)
 
 
-KERNELS: dict[str, Kernel] = {"fused": fused, "plain": plain}
+KERNELS: dict[str, Kernel] = {"fused": fused, "plain": plain, "tiled": tiled}
 
 
 class Attention(nn.Module):
@@ -72,7 +73,7 @@ class Attention(nn.Module):
     def forward(self, x_BLD: Tensor, scene: Scene, layer_memory: AttentionMemory | None = None) -> Tensor:
         """[B, L, D] to [B, L, D]."""
         heads_BLHK = self.qkv(x_BLD).unflatten(-1, (-1, self.head_width))
-        q_BLHK, k_BLGK, v_BLGK = heads_BLHK.split(self.sizes, dim=2)
+        q_BLHK, k_BLGK, v_BLGK = split_heads(heads_BLHK, self.sizes)
         q_BLHK = self.turn(self.query_norm(q_BLHK), scene.angles)
         k_BLGK = self.turn(self.key_norm(k_BLGK), scene.angles)
         if layer_memory is None:
@@ -158,7 +159,7 @@ def fastest_kernel(
     x = torch.empty(batch_size, total, length, attention.head_width, dtype=dtype, device=like.device).normal_()
     q_BHLK, k_BGLK, v_BGLK = parts = [part.requires_grad_() for part in x.split(attention.sizes, dim=1)]
     hidden = torch.full((length, length), -math.inf, dtype=dtype, device=like.device).triu(1) if causal else None
-    cases = {"fused": (None, causal), "plain": (hidden, False)}
+    cases = {"fused": (None, causal), "plain": (hidden, False), "tiled": (None, causal)}
     seconds = dict.fromkeys(cases, math.inf)
     for turn_number in range(repeats + 1):
         for name, (mask, triangle) in cases.items():

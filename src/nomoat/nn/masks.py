@@ -21,23 +21,20 @@ def trailing(valid_BL: Tensor) -> bool:
     return bool((valid_BL[:, 1:] <= valid_BL[:, :-1]).all())
 
 
-def is_triangle(scene: Scene, window: int | None) -> bool:
-    """True where the kernel's own causal triangle says all that there is to say."""
-    return (
-        scene.causal
-        and scene.prefix_B is None
-        and scene.documents_BL is None
-        and not any(scene.lengths)
-        and (window is None or scene.reach <= window)
-        and (scene.valid_BL is None or trailing(scene.valid_BL))
-    )
+def is_triangle(scene: Scene) -> bool:
+    """True where no query sees a key after it, and both are counted from the same start."""
+    return scene.causal and scene.prefix_B is None and not any(scene.lengths)
 
 
-def is_open(scene: Scene, window: int | None, length: int) -> bool:
-    """True where every position sees all there is: a full stack, or one more token in slots of one length."""
-    if scene.documents_BL is not None or scene.valid_BL is not None or (window is not None and scene.reach > window):
-        return False
-    return not scene.causal or (length == 1 and len(set(scene.lengths)) == 1)
+def is_needed(scene: Scene, window: int | None, length: int) -> bool:
+    """True where someone may not see something that a triangle (for a causal stack) does not hide already."""
+    if scene.documents_BL is not None or (window is not None and scene.reach > window):
+        return True
+    if is_triangle(scene):
+        return scene.valid_BL is not None and not trailing(scene.valid_BL)
+    if scene.valid_BL is not None:
+        return True
+    return scene.causal and (length > 1 or len(set(scene.lengths)) > 1)
 
 
 def seen(scene: Scene, window: int | None) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nomoat.core.errors import ConfigError
 from nomoat.core.types import Ports
-from nomoat.nn.masks import RelativePositions, additive, is_open, is_triangle, seen
+from nomoat.nn.masks import RelativePositions, additive, is_needed, is_triangle, seen
 from nomoat.nn.memory import Memory
 from nomoat.nn.rotary import Rotary
 from nomoat.nn.scene import Scene, working_dtype
@@ -189,8 +189,9 @@ def _see(scene: Scene, rules: Rules, x_BLD: Tensor, relative: RelativePositions 
     dtype = working_dtype(x_BLD)
     mask, triangle = None, False
     if rules.attends:
-        triangle = is_triangle(scene, rules.window) and scene.kernel == "fused" and relative is None
-        if not triangle and not is_open(scene, rules.window, x_BLD.shape[1]):
+        triangle = is_triangle(scene)
+        drawn = triangle and scene.kernel != "plain" and relative is None
+        if is_needed(scene, rules.window, x_BLD.shape[1]) or (triangle and not drawn):
             mask = additive(seen(scene, rules.window), dtype)
         if relative is not None:
             bias = relative(scene).to(dtype)

@@ -36,7 +36,7 @@ class Scene:
         order_BL: [1 or B, L], the index of each position among the valid ones of its row and slot.
         positions: what was passed, else `order_BL`: [1 or B, L] or [B, L, axes].
         angles: cosine and sine [1 or B, L, 1, K'/2] for the rotary embedding; None: no rotary positions.
-        triangle: attention is causal and the kernel draws the triangle itself (no mask is needed).
+        triangle: no query sees a key after it; where `mask` is None, the kernel sees to that itself.
         mask: added to attention's scores, [1 or B, 1 or H, L, M]; None: none needed.
         context_BMD: the sequence for the cross-attention; None: none, or already in the memory.
         context_valid_BM: True where it is no padding; None: all of it.
@@ -44,7 +44,7 @@ class Scene:
         context_given: boolean [B, 1, 1], False where a row has no context at all; None: all have one.
         context_reach: columns of context that the memory holds for these rows, where none is passed; 0: none.
         cond_B1D: condition vectors after their SiLU; None: none.
-        kernel: "fused" or "plain", for attention.
+        kernel: "fused", "tiled" or "plain", for attention.
     """
 
     causal: bool = True
