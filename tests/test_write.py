@@ -12,6 +12,8 @@ from markov import Markov
 
 from nomoat.core.errors import ConfigError
 from nomoat.data.tokenizer import ByteTokenizer, CharTokenizer, Tokenizer, train_bpe
+from nomoat.families.lm import LM
+from nomoat.nn.backbone import Backbone
 from nomoat.sampling import write as writing
 from nomoat.sampling.tokens import SamplingOptions
 from nomoat.sampling.write import Outlet, continue_text, continue_tokens, write
@@ -134,6 +136,27 @@ def test_nothing_asked_nothing_done_and_empty_prompts_refused():
     assert list(write(Markov.random(3), [[0]], SamplingOptions(max_tokens=0))) == []
     with pytest.raises(ConfigError):
         next(iter(write(Markov.random(3), [[0], []])))
+
+
+@pytest.mark.parametrize("mixers", ["attention", "mamba", ("attention", "mamba")])
+def test_a_real_model_writes_what_it_would_write_without_a_memory(mixers):
+    torch.manual_seed(0)
+    model = LM(17, 12, Backbone(width=32, depth=2, heads=2, mixers=mixers)).build({}).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
+    prompts = [[1, 2, 3], [4] * 20, [5]]
+    rows = [[], [], []]
+    for row, token, logprob in write(model, prompts, SamplingOptions(max_tokens=30, seed=3)):
+        rows[row].append((token, logprob))
+    for prompt, row in zip(prompts, rows, strict=True):
+        window = prompt[-12:]
+        for token, logprob in row:
+            if len(window) > 12:
+                window = window[-6:]
+            tokens_BL = torch.tensor([[*window, token]])
+            logp_BL = model.score({"tokens": tokens_BL, "mask": torch.ones_like(tokens_BL, dtype=torch.bool)})
+            assert logprob == pytest.approx(logp_BL[0, -1].item(), abs=2e-4)
+            window = [*window, token]
 
 
 def scripted(text, tokenizer: Tokenizer, end=True):

@@ -106,8 +106,8 @@ def write(
             if len(row.window) + len(row.waiting) > reach:
                 row.waiting = (row.window + row.waiting)[-max(1, reach // 2) :]
                 row.window = []
-                memory.free(row.slot)
-                memory.reserve(row.slot, room)
+                _call(memory.free, row.slot)
+                _call(memory.reserve, row.slot, room)
                 if start is not None:
                     _call(model.begin, start, memory, [row.slot])
         logits_BV = _read(model, memory, active)
@@ -147,8 +147,11 @@ def _read(model: Decodes, memory: Remembers, rows: list[_Row]) -> Tensor:
 
 
 def _call(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Inference mode for one call only: it must not leak from a generator into the code that reads it."""
-    with torch.inference_mode():
+    """No gradient for one call only: that must not leak from a generator into the code that reads it.
+
+    Not inference mode, for its tensors may only be changed within it, and a memory may be used elsewhere too.
+    """
+    with torch.no_grad():
         return function(*arguments)
 
 
