@@ -53,15 +53,16 @@ class Steady:
                 print(f"sample at step {event.get('step')}: {_one_line(standing.sample)}", flush=True)
             case "evaluate" if standing.bits_per_byte is not None:
                 print(f"held out {standing.bits_per_byte:.3f} bits per byte at step {standing.measured_at}", flush=True)
-            case "note":
+            case "plan":
                 print(event.get("text", ""), flush=True)
             case _:
                 self._progress()
 
     def _progress(self) -> None:
-        fresh = self._phase != self.standing.phase
+        phase = f"{self.standing.phase} {self.standing.detail}"
+        fresh = self._phase != phase
         if fresh or time.monotonic() - self._last >= SECONDS_BETWEEN_LINES:
-            self._last, self._phase = time.monotonic(), self.standing.phase
+            self._last, self._phase = time.monotonic(), phase
             print(" · ".join([self.standing.phase, *_facts(self.standing)]), flush=True)
 
 
@@ -75,7 +76,7 @@ def _live(console: Console, standing: Standing) -> Iterator[Watch]:
             standing.fold(event)
             if event.get("kind") == "warning":
                 live.console.print("note:", standing.warnings[-1], style="yellow", highlight=False, markup=False)
-            elif event.get("kind") == "note":
+            elif event.get("kind") == "plan":
                 live.console.print(event.get("text", ""), highlight=False, markup=False)
 
         yield watch

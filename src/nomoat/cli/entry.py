@@ -43,7 +43,7 @@ class Verbs(click.Group):
         name = args[0]
         if find(name) is None and not name.startswith("-"):
             fix = nearest(name, self.list_commands(ctx)) or "`nomoat --help` shows all verbs on one screen"
-            raise ConfigError(f"nomoat has no verb `{name}`", "", fix)
+            raise ConfigError(f"nomoat has no verb `{name}`", f"it has {', '.join(self.list_commands(ctx))}", fix)
         return super().resolve_command(ctx, args)
 
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -82,7 +82,8 @@ def _run(words: list[str], output: Output) -> int:
         output.error(*_usage(error))
         return 2
     except NomoatError as error:
-        output.error(error.what, error.why, error.fix)
+        run = getattr(error, "run", None)  # a training that was stopped says where it can be resumed
+        output.error(error.what, error.why, error.fix, **({"run": run.path.resolve()} if run else {}))
         return error.exit_code
     except Exception as error:
         if os.environ.get("NOMOAT_TRACEBACK"):

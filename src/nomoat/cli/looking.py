@@ -74,7 +74,9 @@ def evaluate(output: Output, run: str, what: str | None, shots: str, limit: int 
 
     start = time.perf_counter()
     measured = verbs.evaluate(run, what, shots=int(shots), limit=limit, device=device, watch=output.event)
-    fields = {"run": str(Run.open(run).path), **asdict(measured), "seconds": time.perf_counter() - start}
+    fields = {"run": Run.open(run).path.resolve(), **asdict(measured), "seconds": time.perf_counter() - start}
+    if "value" in fields:
+        fields["bits_per_byte"] = fields.pop("value")
     output.result(fields, measured.as_text())
 
 
@@ -96,7 +98,7 @@ def surprise(output: Output, run: str, files: tuple[str, ...], top: int, html: s
     if html is not None:
         Path(html).write_text(found.as_html(top), encoding="utf-8")
         text += f"\nheat map: {html}"
-    output.result({"run": str(Run.open(run).path), **found.as_json(top), "html": html}, text)
+    output.result({"run": Run.open(run).path.resolve(), **found.as_json(top), "html": html}, text)
 
 
 @click.command()

@@ -111,16 +111,20 @@ def resume(output: Output, run: str, device: str) -> None:
 
 
 def _ended(output: Output, run: Run) -> None:
-    """The last words: the report, where the card is, and what to type next."""
-    card = run.read_json("card.json") or {}
+    """The last words: the report or the figure, where the card is, and what to type next."""
     report = run.path / "report.txt"
+    figure = (run.metrics("evaluate") or [{}])[-1].get("bits_per_byte")
     text = report.read_text(encoding="utf-8") if report.exists() else ""
+    if not text and figure is not None:
+        text = f"{figure:.3f} bits per byte on held-out text\n"
     text += f"""
-Run: {run.path}     card: {run.path / "card.md"}
+Your model: {run.path}
+Its card:   {run.path / "card.md"}
 
+What to type next:
   nomoat generate last "..."      text from it
   nomoat surprise last FILE       the oddest lines of a file
   nomoat evaluate last PATH       bits per byte on other text
-  nomoat resume last              train it further, if it was stopped
-"""
-    output.result({"run": str(run.path), "status": run.status, "card": card}, text.strip("\n"))
+  nomoat runs                     all models so far"""
+    card = run.read_json("card.json") or {}
+    output.result({"run": run.path.resolve(), "status": run.status, "card": card}, text.strip("\n"))

@@ -37,8 +37,8 @@ class Output(Protocol):
     def result(self, fields: Event, text: str = "") -> None:
         """The last word: `fields` for programs, `text` for people."""
 
-    def error(self, what: str, why: str, fix: str) -> None:
-        """What is wrong, why, and the way out."""
+    def error(self, what: str, why: str, fix: str, **more: Any) -> None:
+        """What is wrong, why, and the way out; `more` is for programs."""
 
 
 def plain(value: Any) -> Any:
@@ -79,7 +79,7 @@ class Lines:
         if text:
             self.say(text)
 
-    def error(self, what: str, why: str, fix: str) -> None:
+    def error(self, what: str, why: str, fix: str, **more: Any) -> None:
         sys.stdout.flush()
         for label, text in (("error", what), ("  why", why), ("  fix", fix)):
             if text:
@@ -103,13 +103,14 @@ class JsonLines:
         pass
 
     def stream(self, piece: str) -> None:
-        self.event({"kind": "text", "text": piece})
+        if piece:
+            self.event({"kind": "text", "text": piece})
 
     def result(self, fields: Event, text: str = "") -> None:
         self.event({"kind": "result", **fields})
 
-    def error(self, what: str, why: str, fix: str) -> None:
-        self.event({"kind": "error", "what": what, "why": why, "fix": fix})
+    def error(self, what: str, why: str, fix: str, **more: Any) -> None:
+        self.event({"kind": "error", "what": what, "why": why, "fix": fix, **more})
 
 
 @contextmanager

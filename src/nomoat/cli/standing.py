@@ -14,6 +14,13 @@ from nomoat.cli.output import Event
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 KEPT_LOSSES = 4096
+STAGES = {
+    "read": "files",
+    "compare": "looking for duplicates",
+    "tokenizer": "training the tokenizer",
+    "encode": "turning text into tokens",
+    "write": "writing shards",
+}
 
 
 @dataclass
@@ -55,12 +62,14 @@ class Standing:
         match event.get("kind"):
             case "ingest":
                 self._enter("reading")
-                self.done, self.total = float(event.get("done") or 0), float(event.get("total") or 0)
-                self.detail = str(event.get("stage") or "")
-                self._estimate()
+                self._advance(event)
+                self.detail = STAGES.get(str(event.get("stage")), "")
+            case "score" | "verbatim" | "choice":
+                self._advance(event)
             case "phase":
                 self._enter(str(event["phase"]))
                 self.detail = str(event.get("detail") or "")
+                self.done, self.total = float(event.get("step") or 0), float(event.get("steps") or 0)
             case "step":
                 self._step(event)
             case "evaluate":
@@ -70,6 +79,13 @@ class Standing:
                 self.sample = f"{event.get('prompt') or ''}{event.get('text') or ''}"
             case "warning":
                 self.warnings.append(str(event.get("text") or ""))
+
+    def _advance(self, event: Event) -> None:
+        done = float(event.get("done") or 0)
+        if done < self.done:  # another part of the same phase begins
+            self.phase_began, self.phase_from = time.monotonic(), done
+        self.done, self.total = done, float(event.get("total") or 0)
+        self._estimate()
 
     def _enter(self, phase: str) -> None:
         if phase != self.phase:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
+from typing import Any
 
 import click
 
@@ -17,35 +18,41 @@ from nomoat.cli.output import Event, Output
 @click.command()
 @click.argument("run")
 @click.argument("prompt", default="")
-@click.option("--max-tokens", type=click.IntRange(1), default=256, help="Stop after so many tokens. [256]")
-@click.option("--temperature", type=click.FloatRange(0), default=0.8, help="0: always the likeliest token. [0.8]")
-@click.option("--top-k", type=click.IntRange(0), default=0, help="Only the k likeliest tokens; 0: all. [0]")
-@click.option("--top-p", type=click.FloatRange(0, 1), default=0.95, help="Only tokens that make up this share. [0.95]")
-@click.option("--min-p", type=click.FloatRange(0, 1), default=0.0, help="Only tokens of this share of the best. [0]")
+@click.option("--max-tokens", type=click.IntRange(0), help="Stop after so many tokens. [256]")
+@click.option("--temperature", type=click.FloatRange(0), help="0: always the likeliest token. [0.8]")
+@click.option("--top-k", type=click.IntRange(0), help="Only the k likeliest tokens; 0: all. [0]")
+@click.option("--top-p", type=click.FloatRange(0, 1), help="Only tokens that make up this share. [0.95]")
+@click.option("--min-p", type=click.FloatRange(0, 1), help="Only tokens of this share of the best. [0]")
 @click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; may be given several times.")
 @options.seed
 @options.device
 @options.as_json
 @click.pass_obj
-def generate(output: Output, run: str, prompt: str, device: str, **sampling: object) -> None:
+def generate(output: Output, run: str, prompt: str, device: str, **sampling: Any) -> None:
     """Write what RUN would write after PROMPT (`-`: read it from standard input)."""
     from nomoat import verbs
+    from nomoat.core.run import Run
 
     if prompt == "-":
         prompt = sys.stdin.read()
-    told: list[Event] = []
+    chosen = {name: value for name, value in sampling.items() if value not in (None, ())}
+    opened = Run.open(run)
+
+    shown = output.json
 
     def watch(event: Event) -> None:
-        if event["kind"] == "text":
-            output.stream(str(event["text"]))
-        else:
-            told.append(event)
+        nonlocal shown
+        if event["kind"] != "text":
             output.event(event)
+            return
+        if not shown:
+            output.stream(prompt)
+            shown = True
+        output.stream(str(event["text"]))
 
-    if not output.json:
-        output.stream(prompt)
     start = time.perf_counter()
-    written = verbs.generate(run, prompt, device=device, watch=watch, **sampling)
-    where = next((event["run"] for event in told if event["kind"] == "begin"), run)
-    output.stream("" if output.json else "\n")
-    output.result({"run": where, "prompt": prompt, "text": written, "seconds": time.perf_counter() - start, **sampling})
+    written = verbs.generate(opened, prompt, device, watch, **chosen)
+    if not output.json:
+        output.stream("\n")
+    seconds = time.perf_counter() - start
+    output.result({"run": opened.path.resolve(), "prompt": prompt, "text": written, "seconds": seconds, **chosen})
