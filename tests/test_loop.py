@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import time
 from dataclasses import replace
@@ -488,6 +489,31 @@ def test_steps_for_a_budget():
     assert timed_steps(1.0, 5.0, pace, 0, 0)[0] == 1
     assert corrected_steps(Plan(((0, 100),)), 50, 10.0, 0.4)[0] == 75
     assert corrected_steps(Plan(((0, 100),)), 50, -10.0, 0.4)[0] == 50
+
+
+@pytest.mark.slow
+def test_compiled_or_not_the_losses_are_the_same(tmp_path):
+    if not (shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")):
+        pytest.skip("torch.compile needs a C++ compiler")
+    losses = []
+    for compiled in (False, True):
+        run = begun(tmp_path, recipe("noisy", compile=compiled, micro_batch=4))
+        train(run.recipe, run)
+        losses.append([event["training_loss"] for event in run.metrics("step")])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+def test_where_compile_does_not_work_the_way_out_is_told(tmp_path, monkeypatch):
+    class Broken(Exception):
+        __module__ = "torch._inductor.exc"
+
+    def broken(*arguments, **named):
+        raise Broken("InvalidCxxCompiler: no working C++ compiler found\nmore")
+
+    monkeypatch.setattr(torch, "compile", lambda function: broken)
+    run = begun(tmp_path, recipe(compile=True))
+    with pytest.raises(ConfigError, match=r"torch.compile does not work here.*no working C\+\+.*compile=false"):
+        train(run.recipe, run)
 
 
 def test_metrics_are_one_json_object_a_line(tmp_path):

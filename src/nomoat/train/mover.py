@@ -180,9 +180,20 @@ class Mover:
         return sums, names
 
     def loss(self, batch: Batch, progress: float) -> Loss:
-        """The family's loss on a micro-batch that is on the device, in the precision decided."""
-        with machine.autocast(self.settings.device, self.settings.precision):
-            return self._loss(batch, self.player, progress)
+        """The family's loss on a micro-batch that is on the device, in the precision decided.
+
+        Raises:
+            ConfigError: the recipe asks for torch.compile, and it does not work here.
+        """
+        try:
+            with machine.autocast(self.settings.device, self.settings.precision):
+                return self._loss(batch, self.player, progress)
+        except Exception as error:
+            if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                raise ConfigError(
+                    "torch.compile does not work here", str(error).strip().splitlines()[0], "set compile=false"
+                ) from error
+            raise
 
     def zero(self) -> None:
         """Forget the gradients."""

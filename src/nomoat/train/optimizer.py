@@ -12,7 +12,7 @@ arXiv:1711.05101 (AdamW); Chen et al. 2025, arXiv:2510.12402 (cautious weight de
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod, sqrt
 
@@ -28,15 +28,15 @@ ADAM_EPSILON = 1e-8
 
 
 def orthogonalise(matrix_NRC: Tensor) -> Tensor:
-    """The nearest orthogonal matrices U V^T, to about 0.3 in each singular value; the faster dtype is the caller's.
+    """About the nearest orthogonal matrices: U S V^T becomes U S' V^T with all of S' between about 0.7 and 1.2.
 
     Args:
         matrix_NRC: N matrices of one shape, in the dtype to compute in. The polynomial runs on the short side.
     """
     a, b, c = QUINTIC
     tall = matrix_NRC.shape[-2] > matrix_NRC.shape[-1]
-    X = matrix_NRC.mT if tall else matrix_NRC
-    X = X / (X.float().norm(dim=(-2, -1), keepdim=True) + 1e-7).to(X.dtype)
+    X = matrix_NRC.mT.contiguous() if tall else matrix_NRC
+    X = X / (torch.linalg.vector_norm(X, dim=(-2, -1), keepdim=True, dtype=torch.float32) + 1e-7).to(X.dtype)
     for _ in range(NEWTON_SCHULZ_STEPS):
         A = X @ X.mT
         X = torch.baddbmm(X, torch.baddbmm(A, A, A, beta=b, alpha=c), X, beta=a)
@@ -84,35 +84,33 @@ class Muon:
         torch._foreach_lerp_(momenta, gradients, 1 - self.settings.momentum)
         updates = torch._foreach_lerp(gradients, momenta, self.settings.momentum)
         learning_rate = self.settings.learning_rate * multiplier
-        for one, update in zip(moving, self._orthogonal(moving, updates), strict=True):
-            self._apply(one.parameter, update, learning_rate)
-
-    def _orthogonal(self, moving: Sequence[Named], updates: Sequence[Tensor]) -> list[Tensor]:
-        """Each update with its blocks made orthogonal and scaled by sqrt(max(1, R / C)) as in Jordan 2024."""
-        pieces = [(row, block) for row, one in enumerate(moving) for block in one.split(updates[row])]
-        by_shape: dict[tuple[int, ...], list[int]] = {}
-        for place, (_, block) in enumerate(pieces):
-            by_shape.setdefault(tuple(block.shape), []).append(place)
-        done: dict[int, Tensor] = {}
-        for (rows, columns), places in by_shape.items():
-            stacked_NRC = torch.stack([pieces[place][1] for place in places]).to(self.dtype)
-            scaled_NRC = orthogonalise(stacked_NRC).to(updates[0].dtype) * sqrt(max(1, rows / columns))
-            done.update(zip(places, scaled_NRC.unbind(), strict=True))
-        whole: list[list[Tensor]] = [[] for _ in moving]
-        for place, (row, _) in enumerate(pieces):
-            whole[row].append(done[place])
-        return [
-            (blocks[0] if len(blocks) == 1 else torch.cat(blocks)).reshape(one.parameter.shape)
-            for one, blocks in zip(moving, whole, strict=True)
-        ]
-
-    def _apply(self, parameter: Tensor, update: Tensor, learning_rate: float) -> None:
         decay = learning_rate * self.settings.weight_decay
+        for block, update, weights in self._orthogonal(moving, updates):
+            # sqrt(max(1, R / C)) of Jordan 2024: rows and columns of an update are about as long as those of the input.
+            self._apply(weights, update, learning_rate * sqrt(max(1, block[0] / block[1])), decay)
+
+    def _orthogonal(
+        self, moving: Sequence[Named], updates: Sequence[Tensor]
+    ) -> Iterator[tuple[tuple[int, int], Tensor, Tensor]]:
+        """For every block of every parameter: its shape, its update made orthogonal, and the weights it is for."""
+        by_shape: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
+        for one, update in zip(moving, updates, strict=True):
+            for update_RC, weights_RC in zip(one.split(update), one.split(one.parameter), strict=True):
+                by_shape.setdefault((update_RC.shape[0], update_RC.shape[1]), []).append((update_RC, weights_RC))
+        for shape, pairs in by_shape.items():
+            stacked_NRC = pairs[0][0].new_empty((len(pairs), *shape), dtype=self.dtype)
+            for place_RC, (update_RC, _) in zip(stacked_NRC, pairs, strict=True):
+                place_RC.copy_(update_RC)
+            for done_RC, (_, weights_RC) in zip(orthogonalise(stacked_NRC), pairs, strict=True):
+                yield shape, done_RC, weights_RC
+
+    def _apply(self, weights_RC: Tensor, update_RC: Tensor, learning_rate: float, decay: float) -> None:
         if decay and self.settings.cautious:  # decay only where the step itself goes towards zero
-            parameter.addcmul_(parameter, (update * parameter > 0).to(parameter.dtype), value=-decay)
+            towards_RC = (update_RC * weights_RC).gt_(0)
+            weights_RC.addcmul_(weights_RC, towards_RC, value=-decay)
         elif decay:
-            parameter.mul_(1 - decay)
-        parameter.add_(update, alpha=-learning_rate)
+            weights_RC.mul_(1 - decay)
+        weights_RC.add_(update_RC, alpha=-learning_rate)
 
 
 class PlayerOptimizer:
