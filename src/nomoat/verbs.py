@@ -131,6 +131,8 @@ def resume(run: Run | Path | str, device: str = "auto", watch: Watch | None = No
     """
     opened = Run.open(run)
     _checked(device)
+    if opened.status == "done" and (not making.is_made(opened) or opened.read_json("report.json")):
+        return opened
     ended = making.made if making.is_made(opened) else making.trained
     return ended(opened, device, watch)
 
