@@ -33,7 +33,7 @@ from nomoat.nn.linear import linear, output_linear
 from nomoat.nn.mamba_memory import MambaMemory
 from nomoat.nn.norms import BareRMSNorm, RMSNorm
 from nomoat.nn.scene import Scene
-from nomoat.nn.short_conv import short_conv
+from nomoat.nn.short_conv import conv_step, short_conv
 from nomoat.nn.ssd import ssd, ssd_scan
 
 FIRST_STEPS = (0.001, 0.1)
@@ -166,17 +166,19 @@ class MambaMixer(nn.Module):
         self, mixed_BLC: Tensor, dt_BLH: Tensor, rows: _Rows, scene: Scene, memory: MambaMemory | None
     ) -> Tensor:
         """Convolution and recurrence from left to right, [B, L, H, K]; goes on from the memory where there is one."""
-        state_BHKN = None
+        state_BHKN, one = None, mixed_BLC.shape[1] == 1
         if memory is None:
             bent_BLC = self._convolve(mixed_BLC, rows.documents_BL)
         else:
             assert scene.rows is not None
             state_BHKN, tail_BWC = memory.read(scene.rows)
             seen_BLC = torch.cat([tail_BWC.to(mixed_BLC.dtype), mixed_BLC], dim=1)
-            bent_BLC = self._convolve(seen_BLC, None)[:, tail_BWC.shape[1] :]
+            if one:
+                bent_BLC = conv_step(seen_BLC, _full(self.conv_weight)[:, 0], _full(self.conv_bias))
+            else:
+                bent_BLC = self._convolve(seen_BLC, None)[:, tail_BWC.shape[1] :]
         x_BLHK, b_BLGN, c_BLGN = self._heads(bent_BLC)
         inputs = (x_BLHK, dt_BLH, -_full(self.a_log).exp(), b_BLGN, c_BLGN, rows.starts_BL, state_BHKN)
-        one = x_BLHK.shape[1] == 1
         y_BLHK, state_BHKN = ssd_scan(*inputs) if one else ssd(*inputs, chunk=self.config.chunk)
         if memory is not None:
             memory.write(scene, state_BHKN, seen_BLC)

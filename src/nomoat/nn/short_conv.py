@@ -21,7 +21,7 @@ from torch import Tensor
 from nomoat.nn.derive import derivable, forward_mode
 
 TILE = 1 << 16
-"""Elements of a tile on a CPU: 256 KB in fp32, so that the few that are in use stay in the second-level cache."""
+"""Elements of a tile, a CPU thread: 256 KB in fp32, so that those in use stay in the second-level cache."""
 
 
 def short_conv(
@@ -57,6 +57,12 @@ def plain_conv(
     return F.silu(sum_BLC).to(x_BLC.dtype)
 
 
+def conv_step(x_BWC: Tensor, weight_CW: Tensor, bias_C: Tensor) -> Tensor:
+    """The last position alone, [B, 1, C], from the W positions that it sees: one step of decoding."""
+    sum_B1C = (x_BWC * weight_CW.t()).sum(1, keepdim=True) + bias_C
+    return F.silu(sum_B1C).to(x_BWC.dtype)
+
+
 class _Tile(NamedTuple):
     """A stretch of one row of the batch."""
 
@@ -75,7 +81,7 @@ class _Tile(NamedTuple):
 def _tiles(x_BLC: Tensor) -> Iterator[_Tile]:
     """All of x; whole rows where there is no such cache to stay in."""
     batch, length, channels = x_BLC.shape
-    size = max(16, TILE // channels) if x_BLC.is_cpu else length
+    size = max(16, TILE * torch.get_num_threads() // channels) if x_BLC.is_cpu else length
     for row in range(batch):
         for first in range(0, length, size):
             yield _Tile(row, first, min(first + size, length))

@@ -49,7 +49,7 @@ def ssd_scan(
             decay_BH = decay_BH.masked_fill(starts_BL[:, at, None], 0.0)
         step_BHK = dt_BLH[:, at, :, None] * x_BLHK[:, at]
         state_BHKN = decay_BH[..., None, None] * state_BHKN + step_BHK[..., None] * b_BLHN[:, at, :, None]
-        outputs.append((state_BHKN @ c_BLHN[:, at, :, :, None]).squeeze(-1).to(x_BLHK.dtype))
+        outputs.append((state_BHKN * c_BLHN[:, at, :, None]).sum(3).to(x_BLHK.dtype))
     return torch.stack(outputs, dim=1), state_BHKN
 
 

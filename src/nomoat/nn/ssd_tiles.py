@@ -25,7 +25,7 @@ from nomoat.nn.derive import derivable
 from nomoat.nn.ssd_chunks import LOWEST, Decay, decays, plain, within
 
 TILE = 1 << 18
-"""Elements of a tile's largest tensor on a CPU: 1 MB in fp32, so that a few of them fit the second-level cache."""
+"""Elements of a tile's largest tensor, a CPU thread: 1 MB in fp32, so that a few stay in the second-level cache."""
 
 
 class _Chunks(NamedTuple):
@@ -95,7 +95,8 @@ def _weights(decay_TGRQQ: Tensor, scores_TGQQ: Tensor, dtype: torch.dtype) -> Te
 def _tiles(chunks: _Chunks) -> Iterator[tuple[slice, slice]]:
     """Rows and chunks of each tile, in the order of time: whole rows, or parts of one."""
     batch, count, size, groups, heads, _ = chunks.x_BZQGRK.shape
-    room = max(1, TILE // (size * size * groups * heads)) if chunks.x_BZQGRK.is_cpu else batch * count
+    wanted = TILE * torch.get_num_threads() // (size * size * groups * heads)
+    room = max(1, wanted) if chunks.x_BZQGRK.is_cpu else batch * count
     rows, span = max(1, room // count), min(room, count)
     for row in range(0, batch, rows):
         for first in range(0, count, span):
