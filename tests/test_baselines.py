@@ -9,6 +9,8 @@ import random
 import numpy as np
 import pytest
 
+from nomoat.data.shards import ShardReader, ShardWriter
+from nomoat.data.tokenizer import ByteTokenizer
 from nomoat.evaluate import baselines
 from nomoat.evaluate.baselines import five_gram, gzip, xz
 from nomoat.evaluate.bits import Excerpt
@@ -72,3 +74,26 @@ def test_five_gram_beats_what_does_not_know_the_words():
     assert 1.0 < found.bits_per_byte < gzip(TRAINING, HELD_OUT).alone
     assert found.interval[0] < found.bits_per_byte < found.interval[1]
     assert figure.documents == 10 and figure.bytes == sum(len(part) - 1 for part in parts[30:])
+
+
+def test_figures_are_kept_with_the_data_and_made_again_for_other_data(tmp_path, monkeypatch):
+    tokenizer = ByteTokenizer()
+    for split, start in (("train", 0), ("heldout", 30_000)):
+        writer = ShardWriter(tmp_path, split, tokenizer)
+        for part in range(12):
+            writer.add(tokenizer.encode(TEXT[start + 2000 * part : start + 2000 * (part + 1)].decode()), {})
+        writer.finish()
+    training, held_out = ShardReader(tmp_path, "train"), ShardReader(tmp_path, "heldout")
+    found = baselines.baselines(training, Excerpt.of(held_out), tokenizer)
+    assert [one.name for one in found] == ["gzip", "xz", "5-gram"]
+    (kept,) = (tmp_path / "baselines").iterdir()
+    with monkeypatch.context() as patched:
+        patched.setattr(baselines, "xz", None)  # not called again
+        again = baselines.baselines(training, Excerpt.of(held_out), tokenizer)
+    assert [one.bits_per_byte for one in again] == [one.bits_per_byte for one in found]
+    kept.write_text(kept.read_text(encoding="utf-8")[:50], encoding="utf-8")
+    assert [one.how for one in baselines.baselines(training, Excerpt.of(held_out), tokenizer)] == [
+        one.how for one in found
+    ]
+    baselines.baselines(training, Excerpt.of(held_out, most_tokens=5000), tokenizer)
+    assert len(list((tmp_path / "baselines").iterdir())) == 2

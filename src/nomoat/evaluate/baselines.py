@@ -10,15 +10,24 @@ A compressor also gains from one held-out document to the next, which a model do
 
 from __future__ import annotations
 
+import hashlib
+import json
 import lzma
 import zlib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nomoat.core import durable
+from nomoat.data.shards import ShardReader
+from nomoat.data.tokenizer import Tokenizer
 from nomoat.evaluate.bits import BitsPerByte, Excerpt, summarise
 from nomoat.evaluate.ngram import KneserNey
+
+TRAINING_TOKENS = 8_000_000
+"""Training text that the n-gram model sees at most: whole documents, drawn by a fixed seed."""
 
 GZIP_WINDOW = 32_768
 XZ_MOST_BYTES = 16_000_000
@@ -49,7 +58,34 @@ class Baseline:
     alone: float | None
     how: str
     training_bytes: int
-    interval: tuple[float, float] | None = None
+    interval: Sequence[float] | None = None
+
+
+def baselines(training: ShardReader, held_out: Excerpt, tokenizer: Tokenizer) -> tuple[Baseline, ...]:
+    """gzip, xz and the 5-gram model on the held-out text, each given as much of the training text as it can use.
+
+    They depend on the data alone, so they are kept in the dataset's folder (where it can be written) and found there.
+    """
+    key = hashlib.sha256(repr((1, tokenizer.hash, TRAINING_TOKENS, XZ_MOST_BYTES, training.tokens)).encode())
+    for array in (training.ends, held_out.tokens_N):
+        key.update(np.ascontiguousarray(array).tobytes())
+    path = training.folder / "baselines" / f"{key.hexdigest()[:16]}.json"
+    try:
+        stored = [Baseline(**one) for one in json.loads(path.read_text(encoding="utf-8"))]
+        return tuple(stored)
+    except (OSError, ValueError, TypeError):  # not there yet, or torn
+        pass
+    known = Excerpt.of(training, TRAINING_TOKENS)
+    text = tokenizer.decode_bytes(held_out.tokens_N)
+    enough = int(np.searchsorted(tokenizer.lengths[known.tokens_N][::-1].cumsum(), XZ_MOST_BYTES)) + 1
+    before = tokenizer.decode_bytes(known.tokens_N[-enough:])
+    found = (gzip(before, text), xz(before, text), five_gram(known, held_out, tokenizer.lengths, tokenizer.eot)[0])
+    try:
+        path.parent.mkdir(exist_ok=True)
+        durable.replace(path, json.dumps([asdict(one) for one in found]).encode())
+    except OSError:
+        pass  # a read-only or full disk: they can be measured again
+    return found
 
 
 def gzip(training: bytes, held_out: bytes) -> Baseline:

@@ -20,6 +20,7 @@ from nomoat.sampling.tokens import SamplingOptions
 from nomoat.sampling.write import continue_tokens
 
 PROMPT_BYTES, CONTINUED_BYTES = 300, 250
+QUOTED = 60
 
 Place = Callable[[int, int], str]
 """(number of a document in its split, line ends before) -> where that is."""
@@ -51,9 +52,11 @@ class Passage:
         if self.copied is None:
             return "Nothing of what it wrote (16 bytes or more in a row) stands in the training text."
         shared = 0 if self.truth_copied is None else self.truth_copied.characters
+        run = self.copied.text if len(self.copied.text) <= QUOTED else self.copied.text[: QUOTED - 3] + "..."
         return (
             f"Longest run that stands in the training text: {self.copied.characters} characters, "
-            f"{self.copied.share:.0%} of what it wrote, at {self.copied.where} (the truth has one of {shared})."
+            f"{self.copied.share:.0%} of what it wrote, at {self.copied.where}: {run!r} "
+            f"(of the truth: {f'{shared} characters' if shared else 'nothing'})."
         )
 
 

@@ -9,19 +9,20 @@ The compressors and the n-gram model are measured on one core while the model re
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
+import torch
 
 from nomoat.core.errors import DataError
 from nomoat.core.types import Decodes, Scores
 from nomoat.data.document import place
 from nomoat.data.shards import ShardReader
 from nomoat.data.tokenizer import Tokenizer
-from nomoat.evaluate.baselines import XZ_MOST_BYTES, Baseline, five_gram, gzip, xz
+from nomoat.evaluate.baselines import Baseline, baselines
 from nomoat.evaluate.bits import BitsPerByte, Excerpt, Watch, stream_bits, summarise
 from nomoat.evaluate.oddest import oddest_lines
 from nomoat.evaluate.passages import Passage, continue_passages
@@ -29,9 +30,6 @@ from nomoat.evaluate.surprise import Line, printable
 from nomoat.sampling.tokens import SamplingOptions
 
 HELD_OUT_TOKENS = 500_000
-TRAINING_TOKENS = 8_000_000
-"""Training text that the n-gram model sees at most: whole documents, drawn by a fixed seed."""
-
 WRITING = SamplingOptions(temperature=0.8, top_p=0.95)
 
 
@@ -172,31 +170,28 @@ def report(
     def where(document: int, lines_before: int) -> str:
         return place(ledger["source"][document] or "", ledger["member"][document] or "", lines_before)
 
+    threads = torch.get_num_threads()
     with ThreadPoolExecutor(1) as pool:
-        beside = pool.submit(_baselines, training, excerpt, tokenizer)
-        tell({"kind": "phase", "phase": "reporting", "detail": "reading the held-out text"})
-        bits_N = stream_bits(model, excerpt, tokenizer.lengths, tokenizer.eot, watch=watch)
-        tell({"kind": "phase", "phase": "reporting", "detail": "reading its oddest lines again"})
-        oddest = oddest_lines(model, tokenizer, excerpt, bits_N, where, lines, watch)
-        tell({"kind": "phase", "phase": "reporting", "detail": "continuing held-out passages"})
-        continued = continue_passages(model, tokenizer, excerpt, training, where, passages, writing, watch)
+        beside = pool.submit(baselines, training, excerpt, tokenizer)
+
+        def reading(event: Mapping[str, Any]) -> None:
+            # Threads that wait for one another lose more to a core in use than that core could give.
+            torch.set_num_threads(threads if beside.done() else max(1, threads - 1))
+            tell(event)
+
+        try:
+            reading({"kind": "phase", "phase": "reporting", "detail": "reading the held-out text"})
+            bits_N = stream_bits(model, excerpt, tokenizer.lengths, tokenizer.eot, watch=reading)
+            reading({"kind": "phase", "phase": "reporting", "detail": "reading its oddest lines again"})
+            oddest = oddest_lines(model, tokenizer, excerpt, bits_N, where, lines, reading)
+            reading({"kind": "phase", "phase": "reporting", "detail": "continuing held-out passages"})
+            continued = continue_passages(model, tokenizer, excerpt, training, where, passages, writing, reading)
+        finally:
+            torch.set_num_threads(threads)
         tell({"kind": "phase", "phase": "reporting", "detail": "weighing gzip, xz and a 5-gram model"})
-        baselines = beside.result()
-    return Report(summarise(bits_N, excerpt, tokenizer.lengths), baselines, tuple(continued), tuple(oddest), writing)
-
-
-def _baselines(training: ShardReader, held_out: Excerpt, tokenizer: Tokenizer) -> tuple[Baseline, ...]:
-    """What anybody has for nothing, given the same training text as far as each can use it."""
-    known = Excerpt.of(training, TRAINING_TOKENS)
-    text = tokenizer.decode_bytes(held_out.tokens_N)
-    bytes_N = tokenizer.lengths[known.tokens_N]
-    enough = int(np.searchsorted(bytes_N[::-1].cumsum(), XZ_MOST_BYTES)) + 1
-    before = tokenizer.decode_bytes(known.tokens_N[-enough:])
-    return (
-        gzip(before, text),
-        xz(before, text),
-        five_gram(known, held_out, tokenizer.lengths, tokenizer.eot)[0],
-    )
+        weighed = beside.result()
+    figure = summarise(bits_N, excerpt, tokenizer.lengths)
+    return Report(figure, weighed, tuple(continued), tuple(oddest), writing)
 
 
 def _named(one: Baseline) -> str:

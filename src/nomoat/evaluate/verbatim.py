@@ -5,8 +5,8 @@
 The training text is read once, block by block, against all samples: a rolling hash (bytes times powers of an odd
 number, modulo 2^64) finds every window that a sample has too; of those only the ones that also agree at a greater
 length are kept, until none is left. Equal windows have equal hashes, and a hit is compared byte by byte: the result is
-exact. It is found in bytes, so it does not depend on how either text was cut into tokens. A match is textual; it says
-nothing about what the model learned from.
+exact. It is found in bytes, so it does not depend on how either text was cut into tokens. A run that begins with 16
+blanks does not count: indentation is nobody's. A match is textual; it says nothing about what the model learned from.
 
 Karp and Rabin 1987 (rolling hash); Carlini et al. 2023, arXiv:2202.07646 (verbatim memorisation).
 """
@@ -32,6 +32,7 @@ SHORTEST_BYTES = 16
 BLOCK_TOKENS = 1_000_000
 BASE = 0x9E3779B97F4A7C15  # odd, so that its powers can be divided out again
 BETWEEN = b"\xff"  # stands in no UTF-8 text: no run goes from one document to the next
+BLANKS = np.frombuffer(b" \t\n\r\v\f", np.uint8)
 FILTER_BITS = 20
 
 
@@ -41,7 +42,7 @@ class Copy:
 
     Args:
         text: the run.
-        characters: its length; runs under 16 bytes are not looked for.
+        characters: its length; runs under 16 bytes, and such as begin with 16 blanks, are not looked for.
         tokens: its length in the tokenizer's tokens.
         share: its share of the sample's characters.
         document: number of the training document in which it stands first.
@@ -120,9 +121,12 @@ def _search(
     spelling = [*tokenizer.tokens]
     spelling[reader.eot] = BETWEEN
     text = b"".join([spelling[token] for token in ids_N.tolist()])
-    prefix_N = hashing.prefix(np.frombuffer(text, np.uint8))
+    data_N = np.frombuffer(text, np.uint8)
+    prefix_N = hashing.prefix(data_N)
     candidates = np.flatnonzero(known[_short(hashing.windows(prefix_N, SHORTEST_BYTES))])
-    firsts = np.concatenate([[0], np.flatnonzero(np.frombuffer(text, np.uint8) == BETWEEN[0]) + 1])
+    written_N = np.concatenate([[0], np.cumsum(~np.isin(data_N, BLANKS))])
+    candidates = candidates[written_N[candidates + SHORTEST_BYTES] > written_N[candidates]]
+    firsts = np.concatenate([[0], np.flatnonzero(data_N == BETWEEN[0]) + 1])
     for sample in samples:
         found = _longest(text, prefix_N, candidates, sample, hashing)
         if found:
