@@ -29,7 +29,7 @@ def watching(output: Output, title: str) -> Iterator[Watch]:
     elif colours(sys.stdout):
         from rich.console import Console
 
-        with _live(Console(), Standing(title)) as watch:
+        with live(Console(), Standing(title)) as watch:
             yield watch
     else:
         yield Steady(Standing(title)).watch
@@ -67,17 +67,17 @@ class Steady:
 
 
 @contextmanager
-def _live(console: Console, standing: Standing) -> Iterator[Watch]:
+def live(console: Console, standing: Standing) -> Iterator[Watch]:
     from rich.live import Live
 
-    with Live(get_renderable=lambda: panel(standing), console=console, refresh_per_second=4) as live:
+    with Live(get_renderable=lambda: panel(standing), console=console, refresh_per_second=4) as shown:
 
         def watch(event: Event) -> None:
             standing.fold(event)
             if event.get("kind") == "warning":
-                live.console.print("note:", standing.warnings[-1], style="yellow", highlight=False, markup=False)
+                shown.console.print("note:", standing.warnings[-1], style="yellow", highlight=False, markup=False)
             elif event.get("kind") == "plan":
-                live.console.print(event.get("text", ""), highlight=False, markup=False)
+                shown.console.print(event.get("text", ""), highlight=False, markup=False)
 
         yield watch
 

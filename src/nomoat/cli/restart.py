@@ -33,7 +33,7 @@ def with_allocator() -> None:
 
     Only a process whose command line is ours is replaced: not a test, a notebook or a program that calls `main`.
     """
-    if "torch" in sys.modules or not _is_ours(sys.orig_argv):
+    if "torch" in sys.modules or not is_ours(sys.orig_argv):
         return
     environment = tuned(os.environ)
     if environment is not None:
@@ -42,7 +42,13 @@ def with_allocator() -> None:
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
 
 
-def _is_ours(command: list[str]) -> bool:
-    if "-m" in command[:-1]:
-        return command[command.index("-m") + 1] == "nomoat.cli"
-    return any(Path(word).name in ("nomoat", "nomoat-script.py") for word in command[1:3])
+def is_ours(command: list[str]) -> bool:
+    """Whether a process with this command line was started to run `nomoat`: the script, or `python -m nomoat.cli`."""
+    words = command[1:]
+    while words and words[0].startswith("-"):
+        if words[0] == "-m":
+            return words[1:2] == ["nomoat.cli"]
+        if words[0] == "-c":
+            return False
+        words = words[2:] if words[0] in ("-X", "-W") else words[1:]
+    return bool(words) and Path(words[0]).name == "nomoat"
