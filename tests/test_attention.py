@@ -12,6 +12,7 @@ from torch.testing import assert_close
 
 from nomoat.core.errors import ConfigError
 from nomoat.core.types import Ports
+from nomoat.nn import tiles
 from nomoat.nn.attention import KERNELS, fastest_kernel
 from nomoat.nn.backbone import Backbone
 from nomoat.nn.dialect import RopeScaling
@@ -34,6 +35,37 @@ def test_both_kernels_give_the_softmax_of_the_definition(heads, masked):
     assert_close(KERNELS["fused"](q, k, v, *as_mask[masked], 0.3), expected)
     assert_close(KERNELS["tiled"](q, k, v, *as_mask[masked], 0.3), expected)
     assert_close(KERNELS["plain"](q, k, v, None if masked == "open" else hidden, False, 0.3), expected)
+
+
+@pytest.mark.parametrize("tile", [1, 4 * 2 * 3 * 11, 1 << 21])
+@pytest.mark.parametrize("heads", [(1, 1), (2, 2), (6, 2)])
+@pytest.mark.parametrize("masked", ["open", "triangle", "mask", "mask by row and head"])
+def test_tiles_of_any_size_give_the_same(masked, heads, tile, monkeypatch):
+    monkeypatch.setattr(tiles, "QUERIES", 4)
+    monkeypatch.setattr(tiles, "TILE", tile)
+    q, k, v = (noise(3, 11, count, 4, seed=count).transpose(1, 2) for count in (heads[0], heads[1], heads[1]))
+    shape = (3, heads[0], 11, 11) if masked == "mask by row and head" else (1, 1, 11, 11)
+    mask = noise(*shape, seed=9) if "mask" in masked else None
+    hidden = torch.full((11, 11), -math.inf, dtype=torch.float64).triu(1) if masked == "triangle" else mask
+    inputs = [each.requires_grad_() for each in (q, k, v, mask) if each is not None]
+    tiled = KERNELS["tiled"](q, k, v, mask, masked == "triangle", 0.3)
+    plain = KERNELS["plain"](q, k, v, hidden, False, 0.3)
+    results = [(y, *torch.autograd.grad(y.pow(3).sum(), inputs)) for y in (tiled, plain)]
+    assert_close(results[0], results[1])
+
+
+def test_tiles_of_other_lengths_of_keys():
+    q, k, v = noise(2, 2, 3, 4).requires_grad_(), noise(2, 2, 7, 4, seed=2), noise(2, 2, 7, 4, seed=3)
+    ours, theirs = (KERNELS[name](q, k, v, None, False, 1.0) for name in ("tiled", "plain"))
+    assert_close(ours, theirs)
+    assert_close(torch.autograd.grad(ours.sum(), q), torch.autograd.grad(theirs.sum(), q))
+
+
+def test_tiles_have_no_second_derivative():
+    q = noise(1, 1, 3, 4).requires_grad_()
+    slope = torch.autograd.grad(KERNELS["tiled"](q, q, q, None, True, 1.0).pow(3).sum(), q, create_graph=True)[0]
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        torch.autograd.grad(slope.sum(), q)
 
 
 @pytest.mark.parametrize("causal", CAUSAL)
