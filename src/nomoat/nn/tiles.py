@@ -170,7 +170,9 @@ def _part(mask: Tensor, tile: _Tile) -> Tensor:
     return mask[rows, :, tile.queries, : tile.keys]
 
 
-def attend_in_tiles(q_BHLK: Tensor, k_BGMK: Tensor, v_BGMK: Tensor, mask: Tensor | None, triangle: bool, scale: float) -> Tensor:
+def attend_in_tiles(
+    q_BHLK: Tensor, k_BGMK: Tensor, v_BGMK: Tensor, mask: Tensor | None, triangle: bool, scale: float
+) -> Tensor:
     """softmax(scale q k^T + mask) v; with `triangle` no query sees a key after it, whatever the mask says."""
     with torch.autocast(q_BHLK.device.type, enabled=False):  # all three are in the working precision already
         return _Tiles.apply(q_BHLK, k_BGMK.to(q_BHLK.dtype), v_BGMK.to(q_BHLK.dtype), mask, triangle, scale)
