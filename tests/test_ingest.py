@@ -442,3 +442,38 @@ def test_plans_are_pure_and_keep_groups_whole():
     assert 0.08 < held <= 0.1
     capped = held_out.plan(hashes, sizes, signatures, False, 0.1, 30_000)
     assert 15_000 < sizes[capped.fate == held_out.HOLD].sum() <= 30_000
+
+
+def test_reading_files_needs_no_torch():
+    code = "import sys, nomoat.data.ingest, nomoat.data.manifest; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+
+
+MEASURED = """
+import resource, sys
+from pathlib import Path
+from nomoat.data.ingest import ingest
+made = ingest(Path(sys.argv[1]), Path(sys.argv[2]), vocab_size=1000)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, made.splits["heldout"]["bytes"])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["txt", "jsonl"])
+def test_two_gigabytes_in_bounded_memory(tmp_path, kind):
+    source = tmp_path / f"big.{kind}"
+    text = prose(1, 10_000)
+    with source.open("w") as file:
+        for number in range(2_000_000_000 // len(text)):
+            if kind == "txt":
+                file.write(f"{number}\n{text}")
+            else:
+                file.writelines(json.dumps({"text": prose(random.random(), 40)}) + "\n" for _ in range(10))
+                file.write(json.dumps({"text": f"{number} {text}"}) + "\n")
+    result = subprocess.run(
+        [sys.executable, "-c", MEASURED, source, tmp_path / "out"], capture_output=True, text=True, check=True
+    )
+    source.unlink()
+    memory, held = map(int, result.stdout.split())
+    assert memory < 900, f"{memory} MB"
+    assert 1_000_000 < held <= 2_000_000

@@ -248,7 +248,7 @@ def write_block(path: Path, documents: Sequence[Document]) -> None:
     table = pa.table([pa.array(columns[one.name], one.type) if isinstance(columns[one.name], list)
                       else columns[one.name] for one in SCHEMA], schema=SCHEMA)  # fmt: skip
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", use_dictionary=list(LEDGER_FIELDS), write_statistics=False)
+    pq.write_table(table, sink, compression="lz4", use_dictionary=list(LEDGER_FIELDS), write_statistics=False)
     durable.replace(path, sink.getvalue().to_pybytes())
 
 

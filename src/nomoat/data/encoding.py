@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import math
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +27,10 @@ from nomoat.core.errors import ConfigError, nearest
 from nomoat.data.blocks import workers
 from nomoat.data.held_out import CUT, DROP, HOLD, KEEP, Plan
 from nomoat.data.shards import LEDGER, ShardWriter
-from nomoat.data.tokenizer import ByteTokenizer, CharTokenizer, Tokenizer, load, train_bpe
+from nomoat.data.tokenizer import BpeTokenizer, ByteTokenizer, CharTokenizer, Tokenizer, load, train_bpe
+from nomoat.data.wordwise import Wordwise
 
+Encode = Callable[[Sequence[str]], list[NDArray[Any]]]
 KINDS = ("bpe", "byte", "char")
 SAMPLE_BYTES = 8_000_000  # of training text that the merges are learned from
 SPLITS = ("train", "heldout")
@@ -101,7 +105,7 @@ def cut_at(text: str, tail: float) -> int:
     return min(max(1, int(len(text) * (1 - tail))), max(1, len(text) - 1))
 
 
-def encode_block(path: Path, target: Path, plan: Plan, first: int, tokenizer: Tokenizer) -> None:
+def encode_block(path: Path, target: Path, plan: Plan, first: int, encode: Encode) -> None:
     """Encode the documents of one block that are kept, and write them with their ledger lines."""
     table = pq.read_table(path)
     fate = plan.fate[first : first + len(table)]
@@ -111,7 +115,7 @@ def encode_block(path: Path, target: Path, plan: Plan, first: int, tokenizer: To
         for part in parts(line, int(fate[row]), plan.tail[first + row]):
             words.append(part.pop("text"))
             lines.append(part)
-    ids = tokenizer.encode_batch(words)
+    ids = encode(words)
     schema = pa.schema([("held", pa.bool_()), ("tokens", pa.int64()), IDS, *LEDGER])
     for line, one in zip(lines, ids, strict=True):
         line["ids"], line["tokens"] = one.tobytes(), len(one)
@@ -119,6 +123,15 @@ def encode_block(path: Path, target: Path, plan: Plan, first: int, tokenizer: To
     with pa.ipc.new_file(sink, schema) as writer:
         writer.write_table(pa.Table.from_pylist(lines, schema=schema))
     durable.replace(target, sink.getvalue().to_pybytes())
+
+
+def encode_with(tokenizer: Tokenizer, own: threading.local, words: Sequence[str]) -> list[NDArray[Any]]:
+    """The ids of some texts; each thread keeps an encoder of its own, with the words that it has met."""
+    if not isinstance(tokenizer, BpeTokenizer):
+        return tokenizer.encode_batch(words)
+    if not hasattr(own, "encoder"):
+        own.encoder = Wordwise(tokenizer)
+    return own.encoder.encode_batch(words)
 
 
 def parts(line: dict[str, Any], fate: int, tail: float) -> Iterator[dict[str, Any]]:
@@ -232,7 +245,7 @@ def encode_all(
     """Encode every block that has something to keep, several at once; those done earlier are taken as they are."""
     threads, told = work
     folder.mkdir(parents=True, exist_ok=True)
-    targets = []
+    targets, own = [], threading.local()
     with workers(threads) as pool:
         futures = []
         for path, first, end in zip(blocks, starts[:-1], starts[1:], strict=True):
@@ -241,7 +254,8 @@ def encode_all(
             target = folder / f"{path.stem}.arrow"
             targets.append(target)
             if not target.exists():
-                futures.append(pool.submit(encode_block, path, target, plan, int(first), tokenizer))
+                encode = partial(encode_with, tokenizer, own)
+                futures.append(pool.submit(encode_block, path, target, plan, int(first), encode))
         done = len(targets) - len(futures)
         for future in futures:
             future.result()
