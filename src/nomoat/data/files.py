@@ -1,6 +1,6 @@
 """Files that have not been read yet, as recipe data: named in a recipe, ingested when it is first run.
 
-    Files(path, vocab_size) -> prepare(root) -> ingest (once for the same files and settings) -> Text(dataset folder)
+Files(path, vocab_size) -> prepare(root) -> ingest (once for the same files and settings) -> Text(dataset folder)
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A GPT that learns Python's standard library in five minutes on two cores.
 
-    nomoat train gpt-small
-    nomoat train gpt-small family.backbone.depth=6 budget=10m
+nomoat train gpt-small
+nomoat train gpt-small family.backbone.depth=6 budget=10m
 """
 
 from nomoat.core.budget import Budget

@@ -1,6 +1,6 @@
 """A hybrid language model on Python's standard library: three Mamba-2 layers to one of attention.
 
-    nomoat train hybrid-small
+nomoat train hybrid-small
 """
 
 from nomoat.core.budget import Budget

@@ -1,6 +1,6 @@
 """A Mamba-2 (state-space) language model on Python's standard library: no attention at all.
 
-    nomoat train mamba2-small
+nomoat train mamba2-small
 """
 
 from nomoat.core.budget import Budget
