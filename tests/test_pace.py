@@ -127,6 +127,9 @@ class Meter:
     def watts(self):
         return 50.0
 
+    def watt_hours(self):
+        return 0.25
+
 
 def test_measured_watts_are_preferred_to_stated_ones(tmp_path, monkeypatch):
     monkeypatch.setattr("nomoat.core.energy.meter", Meter)
@@ -136,6 +139,8 @@ def test_measured_watts_are_preferred_to_stated_ones(tmp_path, monkeypatch):
     run = begun(tmp_path, made)
     train(made, run)
     assert run.decided("seconds") == pytest.approx(0.5, rel=1e-3)
+    assert run.metrics("keep")[-1]["watt_hours"] == 0.25
+    assert checkpoint.state(checkpoint.latest(run.checkpoints).path)["watt_hours"] == 0.25
     assert "50.0 W as measured" in run.decisions("seconds")[0]["why"]
 
 

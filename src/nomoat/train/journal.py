@@ -3,9 +3,9 @@
     Moved -> Journal.step -> run.note("step", ...) -> metrics.jsonl, run.watch
                           -> Watch -> run.note("warning", text=...)
 
-Events: `step` (training_loss, learning_rate, gradient_norm, tokens, seconds, tokens_per_second, seconds_left; `player`
-where there are several), `evaluate` (loss, bits_per_byte: held out), `keep`, `phase`, `warning`. `step` counts the
-steps done.
+Events: `step` (steps, training_loss, learning_rate, gradient_norm, tokens, seconds, tokens_per_second, seconds_left;
+`player` where there are several), `evaluate` (loss, bits_per_byte: held out), `keep` (watt_hours where they can be
+measured), `phase`, `warning` (text). `step` counts the steps done.
 """
 
 from __future__ import annotations

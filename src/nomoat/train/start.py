@@ -214,6 +214,8 @@ def _precision(recipe: Recipe, family: Family, device: torch.device, tokens: int
 def _muon_dtype(recipe: Recipe, family: Family, device: torch.device) -> tuple[str, str]:
     if recipe.optimizer.kind != "muon":
         return "fp32", "the recipe does not use Muon"
+    if recipe.precision != "auto":  # asked for fp32, one gets it everywhere: two processes then equal one to 1e-5
+        return recipe.precision, "the recipe says so"
     dtype, ratio = faster_dtype([(name, p, family.role_of(name, p)) for name, p in family.named_parameters()])
     return ("bf16" if dtype == torch.bfloat16 else "fp32"), f"Newton-Schulz runs {ratio:.2f}x as fast in bf16"
 

@@ -39,6 +39,7 @@ class State:
         step: number of steps done.
         tokens: tokens read for training so far (samples, where the data has no tokens).
         seconds: time spent so far, up to the last checkpoint.
+        watt_hours: energy measured so far, up to the last checkpoint; 0 where nothing can be measured.
         kept: the step of the last checkpoint, None where there is none.
     """
 
@@ -49,6 +50,7 @@ class State:
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    watt_hours: float = 0.0
     kept: int | None = None
 
     def prepare(self, recipe: Recipe, settings: Settings, group: Group) -> None:
@@ -65,8 +67,8 @@ class State:
             self.slow.update(min(self.decay, (1 + self.step) / (10 + self.step)))
         self.step += 1
 
-    def keep(self, folder: Path, seconds: float) -> Path:
-        """Write a checkpoint of this step.
+    def keep(self, folder: Path, seconds: float, watt_hours: float = 0.0) -> Path:
+        """Write a checkpoint of this step, with the time and the energy spent so far.
 
         Raises:
             CheckpointError: the disk is full or broken; the last good checkpoint is still there.
@@ -75,7 +77,7 @@ class State:
         groups = {"weights": weights, "optimizer": self._optimizers()}
         if self.slow is not None:
             groups["ema"] = {**weights, **self._slow_names(self.slow)}
-        counters = {"step": self.step, "tokens": self.tokens, "seconds": seconds}
+        counters = {"step": self.step, "tokens": self.tokens, "seconds": seconds, "watt_hours": watt_hours}
         path = checkpoint.save(folder, self.step, groups, counters)
         self.kept = self.step
         return path
@@ -103,7 +105,8 @@ class State:
         if self.slow is not None:
             self.slow.load(checkpoint.read(path, "ema"))
         counters: dict[str, Any] = checkpoint.state(path)
-        self.step, self.tokens, self.seconds = counters["step"], counters["tokens"], counters["seconds"]
+        self.step, self.tokens = counters["step"], counters["tokens"]
+        self.seconds, self.watt_hours = counters["seconds"], counters["watt_hours"]
         self.kept = self.step
 
     @contextmanager

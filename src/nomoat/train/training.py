@@ -79,7 +79,7 @@ class Training:
         self.tokens_per_step = start.tokens_in(first)
         if self.writes:
             self.evaluations = self._held_out(family)
-            self.meter = energy.meter() if recipe.budget.unit == "watt_hours" else None
+            self.meter = energy.meter()
         decisions = start.Decisions(self.run, self.group)
         with self.state.thrown_away():
             self.settings = start.settings(recipe, family, place, drawn, decisions)
@@ -102,6 +102,10 @@ class Training:
     def elapsed(self) -> float:
         """Seconds spent on the run, by this process and those before it up to their last checkpoint."""
         return self._offset + time.perf_counter() - self.began
+
+    def watt_hours(self) -> float:
+        """Energy measured on the run, likewise; 0 where nothing can be measured."""
+        return self.state.watt_hours + (self.meter.watt_hours() if self.meter is not None else 0.0)
 
     def count(self, batch: Batch) -> None:
         """Count the batch of the step that comes."""
@@ -153,9 +157,11 @@ class Training:
         """
         if self.state.kept != self.state.step:
             began = time.perf_counter()
-            path = self.state.keep(self.run.checkpoints, self.elapsed())
+            used = self.watt_hours()  # the meter's counters wrap, so it must be read now and then
+            path = self.state.keep(self.run.checkpoints, self.elapsed(), used)
             self._saving = time.perf_counter() - began
-            self.run.note("keep", step=self.state.step, path=path.name, seconds_to_save=self._saving)
+            told = {"watt_hours": used} if self.meter is not None else {}
+            self.run.note("keep", step=self.state.step, path=path.name, seconds_to_save=self._saving, **told)
         self._last_kept = time.perf_counter()
 
     def evaluate(self) -> None:
@@ -225,9 +231,9 @@ class Training:
             assert self.seconds is not None
             now = self.elapsed()
             pace = (now - self._last_mark[1]) / max(1, done - self._last_mark[0])
-            if self.meter is not None and (watts := self.meter.watts()):
-                self.seconds = self.recipe.budget.seconds(watts) or self.seconds
-            left = self.seconds - now - self._evaluating - self._saving
+            if self.meter is not None and self.recipe.budget.unit == "watt_hours" and (watts := self.meter.watts()):
+                self.seconds = self.recipe.budget.seconds(watts)
+            left = (self.seconds or 0.0) - now - self._evaluating - self._saving
             steps, why = corrected_steps(self.plan, done, left, pace)
             self.run.decide("steps", steps, done, why)
             self._last_mark = (done, now)
