@@ -331,6 +331,12 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch, after):
     assert make(source, tmp_path / "out").id == expected
 
 
+def test_a_target_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="nothing can be written"):
+        make(folder_of(tmp_path / "in", 2), tmp_path / "file/out")
+
+
 def test_a_second_process_is_kept_out(tmp_path):
     source = folder_of(tmp_path / "in", 3)
     (tmp_path / "out.partial").mkdir()

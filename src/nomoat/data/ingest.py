@@ -35,6 +35,8 @@ from nomoat.data.tokenizer import Tokenizer, load
 
 Watch = Callable[[dict[str, Any]], None]
 FULL = (errno.ENOSPC, errno.EDQUOT)
+CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
+MOST_THREADS = 8  # each holds blocks and known words of its own
 TOKENIZER = "tokenizer.json"
 DROPPED = "dropped.jsonl"
 # The parts of the work and how long each takes, in hundredths, for the time left that is shown.
@@ -85,7 +87,7 @@ def ingest(  # noqa: PLR0913 - the settings of one dataset; each is asked for by
     ready = work.made_already()
     if ready:
         return ready
-    with work.locked(), told_in_words(root, work.partial):
+    with told_in_words(root, work.partial), work.locked():
         return work.run(tokenizer)
 
 
@@ -106,15 +108,19 @@ def signature(source: Path | str | None) -> str:
 
 @contextmanager
 def told_in_words(root: Path, partial: Path) -> Iterator[None]:
-    """Say what a full disk means: nothing is lost, and how to go on."""
+    """Say what a full or closed disk means: nothing is lost, and how to go on."""
     try:
         yield
     except OSError as error:
+        if error.errno in CLOSED:  # what cannot be read is left out and named; this is about writing
+            raise DataError(
+                f"nothing can be written to {partial.parent}", error.strerror or "", "name a folder of yours"
+            ) from error
         if error.errno not in FULL:
             raise
-        free = shutil.disk_usage(partial).free
+        there = next(folder for folder in (partial, *partial.parents) if folder.exists())
         raise DataError(
-            f"the disk is full: {free / 1e6:,.0f} MB are left where {partial} lies",
+            f"the disk is full: {shutil.disk_usage(there).free / 1e6:,.0f} MB are left where {partial} lies",
             f"the text of {root} and its tokens need about twice the size of the text",
             "free some space and give the same command again: what is done is kept, and it goes on from there",
         ) from error
@@ -131,7 +137,8 @@ class Work:
         self.made = self.partial / "made"
         spelled = json.dumps([FORMAT, PIECE_BYTES, "" if is_library else str(root), settings])
         self.request = hashlib.sha256(spelled.encode()).hexdigest()
-        self.threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self.threads = min(cores, MOST_THREADS)
         self.total = self.documents = self.lost = 0
         self.seconds: dict[str, float] = {}
         self.last_told = 0.0
