@@ -74,18 +74,18 @@ def test_costs_say_how_they_are_known(made):
     assert found["money"].how == "assumed"
     assert found["money"].value == pytest.approx(found["whole_time"].value * 3.6 / 3600)
     assert found["memory"].how == "measured"
-    if "meters" not in run.metrics("spent")[-1]:
+    if "watt_hours" not in run.metrics("keep")[-1]:
         assert found["energy"].how == "assumed"
         assert found["energy"].value == pytest.approx(36 * found["whole_time"].value / 3600)
 
 
 def test_measured_energy_is_preferred(made, monkeypatch):
     run, _ = made
-    spent = [{**event, "watt_hours": 0.25} for event in run.metrics("spent")]
+    kept = [{**event, "watt_hours": 0.25} for event in run.metrics("keep")]
     real = run.metrics
-    monkeypatch.setattr(run, "metrics", lambda kind=None: spent if kind == "spent" else real(kind))
+    monkeypatch.setattr(run, "metrics", lambda kind=None: kept if kind == "keep" else real(kind))
     energy = card.costs(run)["energy"]
-    assert (energy.value, energy.how) == (0.25 * len(spent), "measured")
+    assert (energy.value, energy.how) == (0.25, "measured")
 
 
 def test_expected_stands_beside_actual(made):

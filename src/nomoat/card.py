@@ -89,18 +89,17 @@ def costs(run: Run) -> dict[str, Figure]:
     if whole:
         found["whole_time"] = Figure(float(whole), "seconds", "measured")
     spent = float(whole or seconds or 0.0)
-    spendings = run.metrics("spent")
-    measured = [event["watt_hours"] for event in spendings if "watt_hours" in event]
+    measured = _last(run, "keep").get("watt_hours")
     watts = run.decided("watts")
     if measured:
-        found["energy"] = Figure(float(sum(measured)), "watt-hours", "measured")
+        found["energy"] = Figure(float(measured), "watt-hours", "measured")
     elif watts:
         found["energy"] = Figure(watts * spent / 3600, "watt-hours", "assumed")
     price = run.decided("price_per_hour")
     if price:
         found["money"] = Figure(price * spent / 3600, run.decided("currency") or "per the stated price", "assumed")
-    if spendings:
-        found["memory"] = Figure(float(max(event["peak_memory_bytes"] for event in spendings)), "bytes", "measured")
+    if peaks := [event["peak_bytes"] for event in run.metrics("memory")]:
+        found["memory"] = Figure(max(peaks) / 1e9, "GB", "measured")
     return found
 
 
@@ -170,9 +169,11 @@ def _expected(run: Run, report: Report | None) -> list[dict[str, Any]]:
     from nomoat.train.plan import compare
 
     actual = actuals(run)
+    plan = run.read_json("plan.json") or {name: {"value": value} for name, value in run.recipe.expect.items()}
+    if "seconds" in actual:  # the plan counts itself
+        actual["seconds"] += plan.get("planning_seconds", 0.0)
     if report is not None:
         actual["held_out_bits_per_byte"] = report.model.value
-    plan = run.read_json("plan.json") or {name: {"value": value} for name, value in run.recipe.expect.items()}
     return [
         {"name": name, "expected": foreseen, "actual": came, "off": off}
         for name, foreseen, came, off in compare(plan, actual)
@@ -189,6 +190,8 @@ def actuals(run: Run) -> dict[str, float]:
     seconds = last["seconds"] - first["seconds"]
     if seconds > 0:
         found["tokens_per_second"] = (last["tokens"] - first["tokens"]) / seconds
+    if peaks := [event["peak_bytes"] for event in run.metrics("memory")]:
+        found["memory_bytes"] = float(max(peaks))
     if (bits := evaluated.get("bits_per_byte")) is not None and math.isfinite(bits):
         found["held_out_bits_per_byte"] = float(bits)
     return found
@@ -210,7 +213,8 @@ def markdown(card: Mapping[str, Any], ledger: Ledger | None, report: Report | No
     parts += ["", "## Data and licences", "", *_data_words(card["data"], ledger)]
     if card["expected"]:
         rows = [
-            f"| {row['name'].replace('_', ' ')} | {row['expected']:,.4g} | {row['actual']:,.4g} | {row['off']:+.1%} |"
+            f"| {row['name'].replace('_', ' ')} | {_number(row['expected'])} | {_number(row['actual'])} "
+            f"| {row['off']:+.1%} |"
             for row in card["expected"]
         ]
         parts += ["", "## Expected and actual", "", "| | expected | actual | off by |", "|---|---:|---:|---:|", *rows]
@@ -256,11 +260,15 @@ def _data_words(data: Mapping[str, Any] | None, ledger: Ledger | None) -> list[s
 
 def _cost_rows(cost: Mapping[str, Mapping[str, Any]]) -> Iterable[str]:
     for name, figure in cost.items():
-        yield f"| {name.replace('_', ' ')} | {figure['value']:,.4g} {figure['unit']} | {figure['how']} |"
+        yield f"| {name.replace('_', ' ')} | {_number(figure['value'])} {figure['unit']} | {figure['how']} |"
     if "energy" not in cost:
         yield "| energy | unknown | no meter can be read here and no watts were stated (`--watts`) |"
     if "money" not in cost:
         yield "| money | unknown | no price was stated (`--price-per-hour`) |"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _loading(name: str) -> list[str]:

@@ -56,6 +56,7 @@ class Standing:
     warnings: list[str] = field(default_factory=list)
     phase_began: float = field(default_factory=time.monotonic)
     phase_from: float = 0
+    spent: float = 0.0
 
     def fold(self, event: Event) -> None:
         """Take in one event; kinds that say nothing here are ignored."""
@@ -104,6 +105,8 @@ class Standing:
         if event.get("tokens_per_second"):
             self.tokens_per_second = float(event["tokens_per_second"])
         self._estimate(event.get("seconds_left"))
+        if event.get("seconds") and self.seconds_left is not None:  # of time: a step more or less is nothing to see
+            self.spent = float(event["seconds"])
 
     def _estimate(self, told: Any = None) -> None:
         made = self.done - self.phase_from
@@ -117,6 +120,8 @@ class Standing:
     @property
     def share(self) -> float:
         """The part of the phase that is done, 0 to 1."""
+        if self.phase == "training" and self.spent and self.seconds_left is not None:
+            return self.spent / (self.spent + self.seconds_left)
         return min(1.0, self.done / self.total) if self.total else 0.0
 
 
