@@ -282,6 +282,8 @@ def test_nothing_to_read(tmp_path):
         make(tmp_path / "empty", tmp_path / "out")
     with pytest.raises(ConfigError, match="no file or folder"):
         make(tmp_path / "nowhere", tmp_path / "out")
+    with pytest.raises(ConfigError, match="names no licence"):
+        make(tmp_path / "empty", tmp_path / "out", licence="as they like")
     with pytest.raises(ConfigError, match="did you mean `byte`"):
         make(tmp_path / "empty", tmp_path / "out", tokenizer="bytes")
     (tmp_path / "empty/t.csv").write_text("a,b\n1,2\n")

@@ -31,6 +31,7 @@ from nomoat.data.held_out import DROP, Plan, plan
 from nomoat.data.licence import LicenceFinder
 from nomoat.data.manifest import NAME, Manifest, changed, digest, listed
 from nomoat.data.readers import Found
+from nomoat.data.spdx import expression, licence_id
 from nomoat.data.tokenizer import Tokenizer, load
 
 Watch = Callable[[dict[str, Any]], None]
@@ -68,7 +69,7 @@ def ingest(  # noqa: PLR0913 - the settings of one dataset; each is asked for by
         text_column: columns of tables to take as text, with commas between; None: chosen by name, else by length.
 
     Raises:
-        ConfigError: a source that does not exist, an unknown tokenizer.
+        ConfigError: a source that does not exist, an unknown tokenizer, no name of a licence.
         DataError: nothing to read, a full disk, or a target that holds another dataset.
         RunError: another process is making the same dataset.
     """
@@ -81,7 +82,7 @@ def ingest(  # noqa: PLR0913 - the settings of one dataset; each is asked for by
         "text_column": text_column,
     }
     root = corpus.library() if source is None else Path(source).absolute()
-    check(root, source, held_out_share)
+    check(root, source, held_out_share, licence)
     encoding.check_tokenizer(tokenizer, vocab_size)
     work = Work(root, source is None, Path(target).absolute(), settings, watch)
     ready = work.made_already()
@@ -91,12 +92,18 @@ def ingest(  # noqa: PLR0913 - the settings of one dataset; each is asked for by
         return work.run(tokenizer)
 
 
-def check(root: Path, source: Path | str | None, share: float) -> None:
+def check(root: Path, source: Path | str | None, share: float, licence: str | None) -> None:
     """Refuse at the door what cannot be read."""
     if not root.exists():
         raise ConfigError(f"there is no file or folder {source}", "", "check the path")
     if not 0 < share < 1:
         raise ConfigError(f"held_out_share={share} is no share", "it lies between 0 and 1", "leave it at 0.1")
+    if licence is not None and not (licence_id(licence) or expression(licence)):
+        raise ConfigError(
+            f"`{licence}` names no licence",
+            "it is written into the ledger as an SPDX expression, https://spdx.org/licenses",
+            "write one such as MIT or CC-BY-4.0, or LicenseRef-NAME for one of your own",
+        )
 
 
 def signature(source: Path | str | None) -> str:
