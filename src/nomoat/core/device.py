@@ -172,6 +172,32 @@ def bf16_is_faster(
     return Faster(ratio > 1.1, ratio)
 
 
+def worthwhile_threads(device: torch.device, rows: int, width: int, seconds: float = 0.6) -> tuple[int, float]:
+    """Threads to compute with on the CPU: all that torch would take, or one where they get in each other's way.
+
+    On a machine that is busy with other work, threads that wait for each other can be many times slower than one.
+
+    Returns:
+        The number, and how many times as fast as one thread all of them were.
+    """
+    all_threads = torch.get_num_threads()
+    if all_threads == 1 or device.type != "cpu":
+        return all_threads, 1.0
+    hidden = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+    x_LD = torch.randn(rows, width, generator=generator(0, "threads")).requires_grad_()
+
+    def step(threads: int) -> None:
+        torch.set_num_threads(threads)
+        hidden(x_LD).square().mean().backward()
+
+    try:
+        times = _in_turns(device, [lambda: step(1), lambda: step(all_threads)], seconds)
+    finally:
+        torch.set_num_threads(all_threads)
+    ratio = sum(times[0]) / sum(times[1])  # the mean, not the median: what hurts are the stalls
+    return (all_threads if ratio > 0.9 else 1), ratio
+
+
 def matmul_rate(
     device: torch.device, rows: int, inner: int, columns: int, precision: str = "fp32", seconds: float = 0.5
 ) -> float:

@@ -82,11 +82,10 @@ def settings(recipe: Recipe, family: Family, device: torch.device, batch: Batch,
     Raises:
         RunError: not even one row fits in memory.
     """
-    threads = decisions.take("threads", lambda: (torch.get_num_threads(), "what torch takes on this machine"))
-    torch.set_num_threads(threads)
     per_process = max(1, rows_of(batch) // recipe.processes)
     guess = min(per_process, recipe.micro_batch or per_process)
     length = max(1, tokens_in(batch) // rows_of(batch))
+    torch.set_num_threads(decisions.take("threads", lambda: _threads(family, device, guess * length)))
     precision = decisions.take("precision", lambda: _precision(recipe, family, device, guess * length))
     dtype = decisions.take("muon_dtype", lambda: _muon_dtype(recipe, family, device))
     micro = decisions.take("micro_batch", lambda: _micro_batch(recipe, family, device, batch, (precision, guess)))
@@ -197,6 +196,12 @@ def _seconds(recipe: Recipe, meter: EnergyMeter | None) -> tuple[float, str]:
         power = f"{watts:.1f} W as measured" if watts else f"{recipe.budget.watts} W as stated"
         return seconds, f"{recipe.budget.text} at {power}"
     return seconds, f"the budget is {recipe.budget.text}"
+
+
+def _threads(family: Family, device: torch.device, tokens: int) -> tuple[int, str]:
+    widths = [min(p.shape) for name, p in family.named_parameters() if family.role_of(name, p) == "matrix"]
+    number, ratio = machine.worthwhile_threads(device, tokens, max(widths, default=64))
+    return number, f"all of torch's threads together run {ratio:.2f}x as fast as one"
 
 
 def _precision(recipe: Recipe, family: Family, device: torch.device, tokens: int) -> tuple[str, str]:
