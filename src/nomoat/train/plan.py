@@ -195,7 +195,10 @@ class Paces:
     def __init__(self, sized: Callable[[int, int, Budget], Recipe], device: torch.device) -> None:
         self.sized, self.device = sized, device
         self.tried: tuple[int, ...] = ()
+        before = torch.get_num_threads()
+        torch.set_num_threads(machine.worthwhile_threads(device, 4096, 256, seconds=0.3)[0])
         self.points = sorted(self._measured(width) for width in (128, 384))
+        torch.set_num_threads(before)
 
     def _measured(self, width: int) -> tuple[float, float]:
         """FLOPs and seconds of a token, by the second-best of a few real steps."""
