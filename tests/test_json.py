@@ -204,3 +204,21 @@ def test_ctrl_c_leaves_a_checkpoint_and_resume_ends_as_if_nothing_had_been(tmp_p
     assert whole.path != stopped
     weights = [verbs.load(each).state_dict() for each in (stopped, whole)]
     assert all(bool((weights[0][name] == weights[1][name]).all()) for name in weights[0])
+
+
+def test_a_recipe_on_paper_has_the_published_size_and_a_price(capfd):
+    paper = said(capfd, "plan", "--recipe", "gpt2-124m", "--price-per-hour", "2")[-1]["plan"]
+    assert paper["parameters"] == 124_439_808
+    assert paper["flops"] == pytest.approx(paper["flops_per_token"] * 10e9)
+    assert 6 * 124_439_808 < paper["flops_per_token"] < 8 * 124_439_808
+    assert paper["money"] == pytest.approx(2 * paper["h100_hours"])
+    assert "budget=20Mtokens" in said(capfd, "plan", "--recipe", "gpt-small", code=2)[-1]["fix"]
+    small = said(capfd, "plan", "--recipe", "gpt-small", "--recipe", "budget=20Mtokens")[-1]["plan"]
+    assert small["tokens"] == 20e6
+
+
+def test_train_s_help_lists_the_recipes(capfd):
+    assert main(["train", "--help"]) == 0
+    shown = capfd.readouterr().out
+    for name in ("gpt-small", "mamba2-small", "gpt2-124m"):
+        assert name in shown

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from nomoat.evaluate.bits import BitsPerByte
     from nomoat.evaluate.choice import ChoiceScore
     from nomoat.evaluate.surprise import Surprise
+    from nomoat.train.on_paper import OnPaper
     from nomoat.train.plan import Forecast
 
 Watch = Callable[[Mapping[str, Any]], None]
@@ -81,13 +82,20 @@ def plan(
     price_per_hour: float | None = None,
     watts: float | None = None,
     watch: Watch | None = None,
-) -> Forecast:
+    recipe: Sequence[str] = (),
+) -> Forecast | OnPaper:
     """What `make` would do with the same arguments, what it expects and how sure that is; files are read for it.
 
+    With `recipe`, the name of one and overrides: what that costs on one H100, on paper; nothing is read or measured.
+
     Raises:
-        ConfigError: a budget of nothing, or one that cannot be read.
+        ConfigError: a budget of nothing, or one that cannot be read; an unknown recipe or field.
         DataError: nothing to read.
     """
+    if recipe:
+        from nomoat.train.on_paper import on_paper
+
+        return on_paper(override(find(recipe[0]), recipe[1:]), price_per_hour)
     spending = Spending(Budget.parse(budget, price_per_hour, watts), time.perf_counter(), price_per_hour, watts)
     _checked(device)
     return making.foreseen(path, spending, licence, device, watch)

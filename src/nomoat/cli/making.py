@@ -13,6 +13,7 @@ from nomoat.cli import options
 from nomoat.cli.display import watching
 from nomoat.cli.output import Output
 from nomoat.cli.restart import with_allocator
+from nomoat.core.recipe import listing
 
 if TYPE_CHECKING:
     from nomoat.core.run import Run
@@ -51,6 +52,7 @@ def make(
 
 @click.command()
 @click.argument("path", required=False, type=click.Path(exists=True))
+@click.option("--recipe", multiple=True, metavar="NAME", help="A recipe on one H100, on paper; also with a.b=c.")
 @options.budget
 @options.licence
 @options.device
@@ -59,6 +61,7 @@ def make(
 def plan(
     output: Output,
     path: str | None,
+    recipe: tuple[str, ...],
     budget: str,
     price_per_hour: float | None,
     watts: float | None,
@@ -67,17 +70,28 @@ def plan(
 ) -> None:
     """Show what `make` would do with PATH: model, time, loss, memory, cost, and how sure that is.
 
-    PATH is a file or folder, or the name of a recipe (see `nomoat train --help`).
+    Files are read for it, and a short rehearsal is trained, which is thrown away.
     """
-    with_allocator()
+    if not recipe:
+        with_allocator()
     from nomoat import verbs
+    from nomoat.core.config import to_json
 
     with watching(output, "nomoat plan") as watch:
-        made = verbs.plan(path, budget, licence, device, price_per_hour, watts, watch)
-    output.result({"run": None, "plan": made.expected, "recipe": made.recipe}, made.as_text())
+        made = verbs.plan(path, budget, licence, device, price_per_hour, watts, watch, recipe)
+    output.result({"run": None, "plan": made.expected, "recipe": to_json(made.recipe)}, made.as_text())
 
 
-@click.command()
+class _WithRecipes(click.Command):
+    """Lists the recipes below its options, from their files' text."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Recipes"):
+            formatter.write_dl([(listed.name.replace("_", "-"), listed.about) for listed in listing()])
+        super().format_epilog(ctx, formatter)
+
+
+@click.command(cls=_WithRecipes)
 @click.argument("recipe")
 @click.argument("overrides", nargs=-1, metavar="[a.b=c]...")
 @click.option("--processes", type=int, help="How many processes share each batch. [the recipe's, 1]")
