@@ -94,7 +94,9 @@ def panel(standing: Standing) -> RenderableType:
     head.add_column(no_wrap=True)
     head.add_column(ratio=1)
     head.add_column(no_wrap=True, justify="right")
-    bar = ProgressBar(total=1.0, completed=standing.share, pulse=not standing.total)
+    bar = ProgressBar(
+        total=1.0, completed=standing.share, pulse=not standing.total, complete_style="green", finished_style="green"
+    )
     head.add_row(Text(standing.phase, "bold"), bar, " · ".join(_place(standing)) or "...")
     rows: list[RenderableType] = [head]
     if standing.phase == "training" or standing.bits_per_byte is not None:

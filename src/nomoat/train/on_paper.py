@@ -61,7 +61,7 @@ class OnPaper:
             "tokens": f"{self.tokens:,.0f}",
             "FLOPs": f"{self.flops:.3g} ({self.flops_per_token:.3g} a token, forward and backward)",
             "memory": f"{self.state_bytes / 1e9:.2f} GB for weights, gradients and optimizer; activations on top",
-            "time": f"{self.h100_hours:.1f} hours on an H100 at {SHARE:.0%} of {H100_FLOPS / 1e12:.0f} TFLOP/s, assumed",
+            "time": f"{self.h100_hours:.1f} h on one H100 at {SHARE:.0%} of {H100_FLOPS / 1e12:.0f} TFLOP/s, assumed",
             "cost": f"{self.money:,.2f} at {self.price_per_hour:g} an hour (assumed; state yours: --price-per-hour)",
         }
         return "\n".join(f"{name:<11} {text}" for name, text in rows.items())
