@@ -182,6 +182,19 @@ def test_tiny_inputs(tmp_path):
     assert [made.splits[split]["bytes"] for split in ("train", "heldout")] == [1, 1]
 
 
+def test_the_cap_holds_to_the_byte(tmp_path):
+    (tmp_path / "in").mkdir()
+    for number in range(40):  # one large group, with characters of two and three bytes at the end
+        (tmp_path / f"in/{number:02d}.txt").write_text(prose(1, 200) + f"version {number} " + "é你" * 900 + "\n")
+    made = make(tmp_path / "in", tmp_path / "out", held_out_bytes=9_999)
+    assert made.near_duplicates == 40
+    assert 9_000 < made.splits["heldout"]["bytes"] <= 9_999
+    (tmp_path / "one.txt").write_text("é你" * 5_000)
+    made = make(tmp_path / "one.txt", tmp_path / "out-one", held_out_bytes=1_000)
+    assert 990 < made.splits["heldout"]["bytes"] <= 1_000
+    assert "".join(texts_of(tmp_path / "out-one", "train") + texts_of(tmp_path / "out-one", "heldout")) == "é你" * 5_000
+
+
 def test_versions_of_one_text_are_cut_at_the_same_place(tmp_path):
     (tmp_path / "in").mkdir()
     for number in range(5):

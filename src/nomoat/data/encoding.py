@@ -95,14 +95,16 @@ def texts(blocks: Sequence[Path], starts: NDArray[np.int64], plan: Plan, part: i
             continue
         column = pq.read_table(path, columns=["text"])["text"]
         for row in np.flatnonzero(np.isin(fate, (part, CUT))):
-            text = column[int(row)].as_py().decode()
-            head = cut_at(text, plan.tail[first + row]) if fate[row] == CUT else 0
-            yield text if not head else text[:head] if part == KEEP else text[head:]
+            data = column[int(row)].as_py()
+            head = cut_at(data, plan.tail[first + row]) if fate[row] == CUT else 0
+            yield (data if not head else data[:head] if part == KEEP else data[head:]).decode()
 
 
-def cut_at(text: str, tail: float) -> int:
-    """How many characters stay when the share `tail` is held out; at least one on each side where there are two."""
-    return min(max(1, int(len(text) * (1 - tail))), max(1, len(text) - 1))
+def cut_at(data: bytes, tail: float) -> int:
+    """How many bytes stay when the share `tail` is held out: whole characters, one on each side where there are two."""
+    at = min(max(1, int(len(data) * (1 - tail))), len(data) - 1)
+    ahead = next((n for n in range(at, len(data)) if data[n] & 0xC0 != 0x80), 0)
+    return ahead or next((n for n in range(at, 0, -1) if data[n] & 0xC0 != 0x80), len(data))
 
 
 def encode_block(path: Path, target: Path, plan: Plan, first: int, encode: Encode) -> None:
@@ -136,23 +138,22 @@ def encode_with(tokenizer: Tokenizer, own: threading.local, words: Sequence[str]
 
 def parts(line: dict[str, Any], fate: int, tail: float) -> Iterator[dict[str, Any]]:
     """The ledger line of a document, or of its two parts where it is cut."""
-    text = line["text"].decode()
+    data = line["text"]
     told: dict[str, Any] = {name: line.get(name) for name in LEDGER.names}
     told["offset"] = line["offset_bytes"]
     if fate != CUT:
-        yield {**told, "text": text, "held": fate == HOLD, "id": line["hash"].hex()}
+        yield {**told, "text": data.decode(), "held": fate == HOLD, "id": line["hash"].hex()}
         return
-    head = cut_at(text, tail)
-    for held, part in ((False, text[:head]), (True, text[head:])):
-        encoded = part.encode()
+    head = cut_at(data, tail)
+    for held, part in ((False, data[:head]), (True, data[head:])):
         yield {
             **told,
-            "text": part,
+            "text": part.decode(),
             "held": held,
-            "id": hashlib.sha256(encoded).hexdigest(),
-            "bytes": len(encoded),
-            "offset": told["offset"] + (len(text[:head].encode()) if held else 0),
-            "member": moved(told["member"], text.count("\n", 0, head), bool(line["column"]))
+            "id": hashlib.sha256(part).hexdigest(),
+            "bytes": len(part),
+            "offset": told["offset"] + (head if held else 0),
+            "member": moved(told["member"], data.count(b"\n", 0, head), bool(line["column"]))
             if held
             else told["member"],
         }

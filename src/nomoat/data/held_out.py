@@ -64,7 +64,7 @@ def plan(
     budget = min(share * total, most)
     near = 0
     if one_text or len(kept) == 1:
-        by_position(fate, tail, kept, sizes, budget)
+        by_position(fate, tail, kept, sizes, budget, most)
     else:
         member = group(signatures[kept])
         near = int((np.bincount(member, minlength=len(kept))[member] > 1).sum())
@@ -80,16 +80,21 @@ def first_equal(hashes: NDArray[np.uint8]) -> NDArray[np.int64]:
 
 
 def by_position(
-    fate: NDArray[np.int8], tail: NDArray[np.float64], kept: NDArray[np.int64], sizes: NDArray[np.int64], budget: float
+    fate: NDArray[np.int8],
+    tail: NDArray[np.float64],
+    kept: NDArray[np.int64],
+    sizes: NDArray[np.int64],
+    budget: float,
+    most: int,
 ) -> None:
     """Hold out the end of one text: whole pieces from the last one back, and the end of the piece before them."""
-    left = budget
+    left = budget - 1 if budget == most else budget  # the cut can round up by a byte
     for piece in kept[::-1]:
         if sizes[piece] <= left and piece != kept[0]:
             fate[piece], tail[piece] = HOLD, 1.0
             left -= sizes[piece]
             continue
-        if left > 0 and (left >= 1 or left == budget):
+        if left >= 1 or piece == kept[-1]:
             fate[piece], tail[piece] = CUT, left / sizes[piece]
         return
 
@@ -122,4 +127,5 @@ def by_hash(
         others = len(group_order) > 1
         near_enough = weight_next <= max(SMALL, min(1.5 * (budget - spent), most - spent)) and others
         part = kept[member == group_order[whole]]
-        fate[part], tail[part] = (HOLD, 1.0) if near_enough else (CUT, (budget - spent) / weight_next)
+        left = max(0.0, budget - spent - len(part))  # each cut can round up by a byte
+        fate[part], tail[part] = (HOLD, 1.0) if near_enough else (CUT, left / weight_next)
