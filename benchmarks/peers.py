@@ -95,7 +95,9 @@ def spread(values: list[float]) -> dict[str, float]:
 
 def record(name: str, figures: dict[str, Any]) -> Path:
     """Write figures with command, commit and machine to benchmarks/results/NAME.json and print them."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
+    ).stdout.strip()
     processor = next(
         (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
         platform.processor(),

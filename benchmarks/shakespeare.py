@@ -183,7 +183,9 @@ def main() -> None:
     peer_last = spread([loss for loss, _ in rows["nano"]])
     figures = {
         "nano": {"loss": peer_last, "seconds": spread([seconds for _, seconds in rows["nano"]])},
-        **{name: {key: spread([row[key] for row in rows[name]]) for key in rows[name][0]} for name in ("equal", "soon")},
+        **{
+            name: {key: spread([row[key] for row in rows[name]]) for key in rows[name][0]} for name in ("equal", "soon")
+        },
         "soon_below_the_peer": [row["loss"] < loss for row, (loss, _) in zip(rows["soon"], rows["nano"], strict=True)],
         "seconds_soon_to_nano": spread(
             [row["seconds"] / seconds for row, (_, seconds) in zip(rows["soon"], rows["nano"], strict=True)]

@@ -93,11 +93,15 @@ def transformers(size: SimpleNamespace, bf16: bool) -> Callable:
 def ours(size: SimpleNamespace, same: bool, compiled: bool, kernel: str, kind: str = "adamw") -> Callable:
     """One step of our mover: `same` is nanoGPT's network, else our default dialect."""
     dialect = replace(GPT2, activation="gelu", bias="none") if same else OURS
-    backbone = Backbone(size.width, size.depth, size.heads, dialect=dialect, positions_length=size.context if same else 0)
+    backbone = Backbone(
+        size.width, size.depth, size.heads, dialect=dialect, positions_length=size.context if same else 0
+    )
     family = LM(size.vocab, size.context, backbone).build({})
     family.stack.kernel = kernel
     optimizer = Optimizer(kind=kind, adam_learning_rate=1e-3)
-    recipe = Recipe("speed", family.config, None, Budget.parse("9steps"), size.batch, optimizer=optimizer, compile=compiled)
+    recipe = Recipe(
+        "speed", family.config, None, Budget.parse("9steps"), size.batch, optimizer=optimizer, compile=compiled
+    )
     mover = Mover(family, "model", recipe, Settings(torch.device("cpu"), "bf16", size.batch, torch.bfloat16))
     tokens_BL = tokens_of(size)
     batch = {"tokens": tokens_BL, "mask": torch.ones_like(tokens_BL, dtype=torch.bool)}
@@ -160,7 +164,9 @@ def main() -> None:
     tokens = size.batch * size.context
     mine = [name for name in cases if name.startswith("ours_same")]
     theirs = [name for name in cases if name.startswith(("nano", "litgpt"))]
-    best = {side: min(names, key=lambda n: spread(seconds[n])["median"]) for side, names in (("m", mine), ("t", theirs))}
+    best = {
+        side: min(names, key=lambda n: spread(seconds[n])["median"]) for side, names in (("m", mine), ("t", theirs))
+    }
     pairs = list(zip(seconds[best["m"]], seconds[best["t"]], strict=True))
     figures = {
         "tokens_per_second": {name: spread([tokens / s for s in values]) for name, values in seconds.items()},
