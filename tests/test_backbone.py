@@ -16,6 +16,7 @@ from nomoat.core.types import Ports
 from nomoat.nn.backbone import Backbone
 from nomoat.nn.dialect import GPT2, OURS, QWEN3, Dialect
 from nomoat.nn.ema import SlowCopy
+from nomoat.nn.linear import linear
 from nomoat.nn.patch import Patchify, Unpatchify, from_patches, to_patches
 
 NN = Path(__file__).parents[1] / "src" / "nomoat" / "nn"
@@ -100,6 +101,30 @@ def test_learned_positions_start_anew_with_each_document():
     seen = stack.positions(torch.zeros(1, 3, WIDTH).double(), torch.tensor([[0, 2, -1]]))
     assert_close(seen[0, :2], stack.positions.weight[[0, 2]])
     assert not seen[0, 2].any()
+
+
+@pytest.mark.parametrize("rows", [(2, 32), (7,), (3, 5, 2)])
+def test_a_bias_inside_the_product_is_a_bias(rows):
+    layer = linear(16, 24, True, GPT2)
+    layer.bias.data.normal_()
+    x, grad = torch.randn(*rows, 16), torch.randn(*rows, 24)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = layer(x.requires_grad_())
+        theirs = torch.nn.functional.linear(x, layer.weight, layer.bias)
+    assert ours.dtype == torch.bfloat16
+    assert_close(ours, theirs)
+    wanted = (x, layer.weight, layer.bias)
+    ours, theirs = (torch.autograd.grad(y, wanted, grad.to(y.dtype)) for y in (ours, theirs))
+    assert_close(ours, theirs, rtol=0.02, atol=0.02)
+    assert all(slope.dtype == torch.float32 for slope in ours)
+
+
+def test_a_bias_inside_the_product_carries_a_tangent():
+    layer = linear(16, 24, True, GPT2).bfloat16()
+    x, x_t = torch.randn(3, 16).bfloat16(), torch.randn(3, 16).bfloat16()
+    y, y_t = torch.func.jvp(layer, (x,), (x_t,))
+    assert_close(y, torch.nn.functional.linear(x, layer.weight, layer.bias))
+    assert_close(y_t, torch.nn.functional.linear(x_t, layer.weight))
 
 
 @pytest.mark.parametrize("file", ["backbone.py", "attention.py"])

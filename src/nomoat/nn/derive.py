@@ -15,8 +15,10 @@ from torch.autograd import forward_ad
 
 
 def forward_mode(inputs: Sequence[Any]) -> bool:
-    """Whether any input carries a tangent."""
-    return any(isinstance(each, Tensor) and forward_ad.unpack_dual(each).tangent is not None for each in inputs)
+    """Whether any input carries a tangent, or a transform of torch.func is at work."""
+    return torch._C._are_functorch_transforms_active() or any(
+        isinstance(each, Tensor) and forward_ad.unpack_dual(each).tangent is not None for each in inputs
+    )
 
 
 def derivable(

@@ -15,7 +15,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nomoat.nn.derive import derivable, forward_mode
 from nomoat.nn.dialect import Dialect
+
+
+def rms_norm(x: Tensor, weight_D: Tensor, epsilon: float) -> Tensor:
+    """x / sqrt(mean(x^2) + epsilon) * weight over the last axis; x and weight of one dtype."""
+    if not torch.is_grad_enabled():
+        return F.rms_norm(x, weight_D.shape, weight_D, epsilon)
+    inputs = (x, weight_D, epsilon)
+    return plain_rms_norm(*inputs) if forward_mode(inputs) else _RootMeanSquare.apply(*inputs)
+
+
+def plain_rms_norm(x: Tensor, weight_D: Tensor, epsilon: float) -> Tensor:
+    """The same in ordinary operations, which can be derived in any way."""
+    precise = x.to(torch.promote_types(x.dtype, torch.float32))
+    return (precise * (precise.square().mean(-1, keepdim=True) + epsilon).rsqrt()).to(x.dtype) * weight_D
 
 
 class _RootMeanSquare(torch.autograd.Function):
@@ -26,48 +41,25 @@ class _RootMeanSquare(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(x: Tensor, weight_D: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
-        width = x.shape[-1]
-        precise = torch.promote_types(x.dtype, torch.float32)
+    def forward(ctx: Any, x: Tensor, weight_D: Tensor, epsilon: float) -> Tensor:
+        width, precise = x.shape[-1], torch.promote_types(x.dtype, torch.float32)
         power = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=precise).square_()
-        inverse = power.div_(width).add_(epsilon).rsqrt_()
-        return (x * inverse.to(x.dtype)).mul_(weight_D), inverse
+        inverse = power.div_(width).add_(epsilon).rsqrt_().to(x.dtype)
+        ctx.save_for_backward(x, weight_D, inverse)
+        ctx.epsilon = epsilon
+        return (x * inverse).mul_(weight_D)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        ctx.save_for_backward(inputs[0], inputs[1], output[1])
-        ctx.save_for_forward(inputs[0], inputs[1], output[1])
-        ctx.mark_non_differentiable(output[1])
-        ctx.epsilon = inputs[2]
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight_D, inverse = ctx.saved_tensors
-        if torch.is_grad_enabled():  # a second derivative is wanted: ordinary operations, from the inputs on
-            inverse = (x.to(inverse.dtype).square().mean(-1, keepdim=True) + ctx.epsilon).rsqrt().to(x.dtype)
-            direct, unit = grad * weight_D, x * inverse
-            grad_x = inverse * (direct - unit * (direct * unit).mean(-1, keepdim=True))
-            return grad_x, (grad * unit).flatten(0, -2).sum(0), None
-        width = x.shape[-1]
-        grad = grad.contiguous()
-        scale = inverse.to(x.dtype)
+        if torch.is_grad_enabled():
+            return derivable(plain_rms_norm, (x, weight_D, ctx.epsilon), (grad,))
+        width, grad = x.shape[-1], grad.contiguous()
         grad_x, grad_weight_D, _ = torch.ops.aten.native_layer_norm_backward(
-            grad, x, [width], torch.zeros_like(scale), scale, weight_D, None, [True, True, False]
+            grad, x, [width], torch.zeros_like(inverse), inverse, weight_D, None, [True, True, False]
         )
-        row = torch.mv(grad.view(-1, width), weight_D).view(scale.shape)
-        return grad_x.addcmul_(row, scale, value=1 / width), grad_weight_D, None
-
-    @staticmethod
-    def jvp(ctx: Any, x_t: Tensor | None, weight_t: Tensor | None, _: Any) -> tuple[Tensor, None]:
-        x, weight_D, inverse = ctx.saved_tensors
-        inverse = inverse.to(x.dtype)
-        unit = x * inverse
-        change = torch.zeros_like(x)
-        if x_t is not None:
-            change = weight_D * inverse * (x_t - unit * (unit * x_t).mean(-1, keepdim=True))
-        if weight_t is not None:
-            change = change + unit * weight_t
-        return change, None
+        row = torch.mv(grad.view(-1, width), weight_D).view(inverse.shape)
+        return grad_x.add_(row * inverse, alpha=1 / width), grad_weight_D, None
 
 
 class RMSNorm(nn.Module):
@@ -80,7 +72,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape [..., width] to the same shape."""
-        return _RootMeanSquare.apply(x, self.weight.to(x.dtype), self.epsilon)[0]
+        return rms_norm(x, self.weight.to(x.dtype), self.epsilon)
 
 
 class BareRMSNorm(nn.Module):
@@ -92,7 +84,7 @@ class BareRMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape [..., width] to the same shape."""
-        return _RootMeanSquare.apply(x, x.new_ones(self.width), self.epsilon)[0]
+        return rms_norm(x, x.new_ones(self.width), self.epsilon)
 
 
 class LayerNorm(nn.Module):

@@ -1,6 +1,6 @@
 """Rotary positions: each pair of a head's numbers is turned by an angle that grows with the position.
 
-    positions [B, L] or [B, L, axes] -> angles (cos, sin) [B, L, 1, K'/2] -> turn(x_BLHK, angles) -> x_BLHK
+    positions [B, L] or [B, L, axes] -> angles (cos, sin) [B, L, 1, K] -> turn(x_BLHK, angles) -> x_BLHK
 
 Positions are data: with more than one axis (pictures: row, column) the turned part of the head is split among them.
 The pairs are (i, i + K'/2), as in transformers. A negative position means none: the head is not turned.
@@ -12,21 +12,34 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from nomoat.core.errors import ConfigError
+from nomoat.nn.derive import forward_mode
 from nomoat.nn.dialect import Dialect, RopeScaling
+
+
+class Angles(NamedTuple):
+    """Cosine, and sine with its sign, [B, L, 1, K]; the first 2 `pairs` numbers of a head are turned."""
+
+    cos: Tensor
+    sin: Tensor
+    pairs: int
 
 
 @dataclass(frozen=True)
 class Rotary:
-    """The frequencies of one axis, in radians a position, and the factor on cosine and sine."""
+    """The frequencies of one axis, in radians a position, and the factor on cosine and sine.
+
+    `rest` numbers at the end of each head are not turned.
+    """
 
     frequencies: tuple[float, ...]
     axes: int = 1
+    rest: int = 0
     temperature: float = 1.0
 
     @classmethod
@@ -42,17 +55,20 @@ class Rotary:
         plain = [dialect.rope_base ** (-pair / pairs) for pair in range(pairs)]
         scaling = dialect.rope_scaling
         if scaling is None:
-            return cls(tuple(plain), axes)
+            return cls(tuple(plain), axes, head_width - turned)
         stretched = {"linear": _linear, "llama3": _llama3, "yarn": _yarn}[scaling.kind](plain, scaling, dialect)
-        return cls(tuple(stretched), axes, _temperature(scaling))
+        return cls(tuple(stretched), axes, head_width - turned, _temperature(scaling))
 
-    def angles(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Cosine and sine [B, L, 1, K'/2] of positions [B, L] or [B, L, axes]."""
+    def angles(self, positions: Tensor, dtype: torch.dtype) -> Angles:
+        """The angles [B, L, 1, K] of positions [B, L] or [B, L, axes]."""
         precise = torch.promote_types(dtype, torch.float32)
         frequency = torch.tensor(self.frequencies, dtype=precise, device=positions.device)
         positions = positions.clamp(min=0).view(*positions.shape[:2], self.axes, 1)
         theta = (positions * frequency).flatten(2).unsqueeze(2)
-        return (theta.cos() * self.temperature).to(dtype), (theta.sin() * self.temperature).to(dtype)
+        cos, sin = theta.cos() * self.temperature, theta.sin() * self.temperature
+        rest = theta.new_zeros(*theta.shape[:3], self.rest)
+        whole, crossed = torch.cat((cos, cos, rest + 1), -1), torch.cat((-sin, sin, rest), -1)
+        return Angles(whole.to(dtype), crossed.to(dtype), theta.shape[-1])
 
 
 def _temperature(scaling: RopeScaling) -> float:
@@ -90,41 +106,35 @@ def _yarn(plain: list[float], scaling: RopeScaling, dialect: Dialect) -> list[fl
     return stretched
 
 
-class _Turn(torch.autograd.Function):
-    """Written by halves into one new tensor: two passes where the textbook form takes six."""
-
-    @staticmethod
-    def forward(x_BLHK: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        half = cos.shape[-1]
-        y_BLHK = torch.empty(x_BLHK.shape, dtype=x_BLHK.dtype, device=x_BLHK.device)
-        left, right, rest = x_BLHK.tensor_split((half, 2 * half), dim=-1)
-        new_left, new_right, new_rest = y_BLHK.tensor_split((half, 2 * half), dim=-1)
-        torch.mul(left, cos, out=new_left).addcmul_(right, sin, value=-1)
-        torch.mul(right, cos, out=new_right).addcmul_(left, sin)
-        new_rest.copy_(rest)
-        return y_BLHK
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[1:])
-        ctx.save_for_forward(*inputs[1:])
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        cos, sin = ctx.saved_tensors
-        return _Turn.apply(grad, cos, -sin), None, None
-
-    @staticmethod
-    def jvp(ctx: Any, x_t: Tensor, *_: Any) -> Tensor:
-        return _Turn.apply(x_t, *ctx.saved_tensors)
-
-
-def turn(x_BLHK: Tensor, angles: tuple[Tensor, Tensor] | None) -> Tensor:
-    """Turn the first K' numbers of each head by the angles; the rest stays."""
+def turn(x_BLHK: Tensor, angles: Angles | None) -> Tensor:
+    """Turn each head by the angles."""
     assert angles is not None
-    return _Turn.apply(x_BLHK, *angles)
+    inputs = (x_BLHK, *angles)
+    ordinary = not torch.is_grad_enabled() or forward_mode(inputs)
+    return _turned(*inputs) if ordinary else _Turn.apply(*inputs)
 
 
-def keep(x_BLHK: Tensor, angles: tuple[Tensor, Tensor] | None) -> Tensor:
+def _turned(x_BLHK: Tensor, cos: Tensor, sin: Tensor, pairs: int) -> Tensor:
+    """x cos + (right half, left half) sin: three passes."""
+    left, right, rest = x_BLHK.tensor_split((pairs, 2 * pairs), dim=-1)
+    return torch.addcmul(torch.cat((right, left, rest), dim=-1).mul_(sin), x_BLHK, cos)
+
+
+class _Turn(torch.autograd.Function):
+    """Backwards it is the same with the sine's sign turned, where PyTorch would take twice as many passes."""
+
+    @staticmethod
+    def forward(ctx: Any, x_BLHK: Tensor, cos: Tensor, sin: Tensor, pairs: int) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        ctx.pairs = pairs
+        return _turned(x_BLHK, cos, sin, pairs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _turned(grad, cos, -sin, ctx.pairs), None, None, None
+
+
+def keep(x_BLHK: Tensor, angles: Angles | None) -> Tensor:
     """Nothing is turned: the dialect has no rotary positions."""
     return x_BLHK

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nomoat.nn.rotary import Angles
+
 
 @dataclass(frozen=True, slots=True)
 class Scene:
@@ -35,7 +37,7 @@ class Scene:
         reach: with a memory, how many of its columns hold anything after this call.
         order_BL: [1 or B, L], the index of each position among the valid ones of its row and slot.
         positions: what was passed, else `order_BL`: [1 or B, L] or [B, L, axes].
-        angles: cosine and sine [1 or B, L, 1, K'/2] for the rotary embedding; None: no rotary positions.
+        angles: cosine and sine [1 or B, L, 1, K] for the rotary embedding; None: no rotary positions.
         triangle: no query sees a key after it; where `mask` is None, the kernel sees to that itself.
         mask: added to attention's scores, [1 or B, 1 or H, L, M]; None: none needed.
         context_BMD: the sequence for the cross-attention; None: none, or already in the memory.
@@ -60,7 +62,7 @@ class Scene:
     reach: int = 0
     order_BL: Tensor | None = None
     positions: Tensor | None = None
-    angles: tuple[Tensor, Tensor] | None = None
+    angles: Angles | None = None
     triangle: bool = True
     mask: Tensor | None = None
     context_BMD: Tensor | None = None

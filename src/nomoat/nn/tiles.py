@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from nomoat.nn.derive import forward_mode
+
 QUERIES = 128
 """Queries of one tile. Fewer waste less of the triangle, more make better matrix products."""
 
@@ -178,16 +180,19 @@ def attend_in_tiles(
         return _Tiles.apply(q_BHLK, k_BGMK.to(q_BHLK.dtype), v_BGMK.to(q_BHLK.dtype), mask, triangle, scale)
 
 
+def split_heads(heads_BLHK: Tensor, sizes: tuple[int, int, int]) -> tuple[Tensor, ...]:
+    """Queries, keys and values of a fused projection, as views."""
+    ordinary = not torch.is_grad_enabled() or forward_mode((heads_BLHK,))
+    return heads_BLHK.split(sizes, dim=2) if ordinary else _Split.apply(heads_BLHK, sizes)
+
+
 class _Split(torch.autograd.Function):
     """Split along the heads; where the gradients already stand side by side, joining them copies nothing."""
 
     @staticmethod
-    def forward(heads_BLHK: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, heads_BLHK: Tensor, sizes: tuple[int, int, int]) -> tuple[Tensor, ...]:
+        ctx.shape, ctx.sizes = heads_BLHK.shape, sizes
         return heads_BLHK.split(sizes, dim=2)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.shape, ctx.sizes = inputs[0].shape, inputs[1]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
@@ -197,12 +202,3 @@ class _Split(torch.autograd.Function):
             if all(grad.data_ptr() == part.data_ptr() for grad, part in zip(grads, parts, strict=True)):
                 return whole, None
         return torch.cat(grads, dim=2), None
-
-    @staticmethod
-    def jvp(ctx: Any, heads_t: Tensor, _: Any) -> tuple[Tensor, ...]:
-        return heads_t.split(ctx.sizes, dim=2)
-
-
-def split_heads(heads_BLHK: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values of a fused projection, as views."""
-    return _Split.apply(heads_BLHK, sizes)
