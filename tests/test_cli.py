@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import platform
 import subprocess
@@ -290,7 +291,7 @@ def test_a_training_command_runs_under_the_tuned_allocator(tmp_path):
     }
     environment |= {"PYTHONPATH": str(tmp_path), "NOMOAT_RUNS": str(tmp_path / "runs")}
     done = subprocess.run(
-        [sys.executable, "-m", "nomoat.cli", "plan", str(tmp_path / "empty")],
+        [sys.executable, "-m", "nomoat.cli", "plan", str(tmp_path / "empty"), "--json"],
         capture_output=True,
         text=True,
         env=environment,
@@ -300,3 +301,4 @@ def test_a_training_command_runs_under_the_tuned_allocator(tmp_path):
     assert [start[1] == "-" for start in starts] == [True, False]
     assert starts[0][0] == starts[1][0]
     assert done.returncode == 1
+    assert json.loads(done.stdout)["kind"] == "error"

@@ -17,6 +17,7 @@ import click
 from nomoat import __version__
 from nomoat.cli.listing import VERBS, find, screen
 from nomoat.cli.output import Lines, Output, json_lines
+from nomoat.cli.restart import with_allocator
 from nomoat.core.errors import ConfigError, NomoatError, nearest
 
 INTERRUPTED = 130
@@ -64,7 +65,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line `arguments` (default: the process's own) and return the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     ours = words[: words.index("--")] if "--" in words else words
+    verb = next((found for word in ours if (found := find(word))), None)
     helps = not {"--help", "-h", "--version"}.isdisjoint(ours)
+    if verb is not None and verb.trains and not helps:
+        with_allocator()  # before standard output is turned over to JSON: the new process inherits it as it is
     with json_lines() if "--json" in ours and not helps else nullcontext(Lines()) as output:
         return _run(words, output)
 

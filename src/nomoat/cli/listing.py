@@ -23,12 +23,14 @@ class Verb(NamedTuple):
         example: what to type after `nomoat`; its first word is the verb.
         line: what it is for, at most 41 characters.
         command: `module:function` of the click command.
+        trains: whether it is worth starting again under the tuned allocator.
     """
 
     group: str
     example: str
     line: str
     command: str
+    trains: bool = False
 
     @property
     def name(self) -> str:
@@ -36,10 +38,20 @@ class Verb(NamedTuple):
 
 
 VERBS = (
-    Verb("make", "make notes --budget 30m", "a model from a folder and a budget", "nomoat.cli.making:make"),
-    Verb("make", "plan notes --budget 2h", "what make would do, expect and cost", "nomoat.cli.making:plan"),
-    Verb("make", "train gpt-small batch_size=32", "train a recipe, settings changed", "nomoat.cli.making:train"),
-    Verb("make", "resume last", "go on with a stopped run", "nomoat.cli.making:resume"),
+    Verb(
+        "make", "make notes --budget 30m", "a model from a folder and a budget", "nomoat.cli.making:make", trains=True
+    ),
+    Verb(
+        "make", "plan notes --budget 2h", "what make would do, expect and cost", "nomoat.cli.making:plan", trains=True
+    ),
+    Verb(
+        "make",
+        "train gpt-small batch_size=32",
+        "train a recipe, settings changed",
+        "nomoat.cli.making:train",
+        trains=True,
+    ),
+    Verb("make", "resume last", "go on with a stopped run", "nomoat.cli.making:resume", trains=True),
     Verb("use", 'generate last "def read("', "text from a model, as it is written", "nomoat.cli.using:generate"),
     Verb("look", "runs", "all runs: state, figure, size", "nomoat.cli.looking:runs"),
     Verb("look", "evaluate last notes", "bits per byte, or a task's score", "nomoat.cli.looking:evaluate"),

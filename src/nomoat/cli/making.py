@@ -12,7 +12,6 @@ import click
 from nomoat.cli import options
 from nomoat.cli.display import watching
 from nomoat.cli.output import Output
-from nomoat.cli.restart import with_allocator
 from nomoat.core.recipe import listing
 
 if TYPE_CHECKING:
@@ -42,7 +41,6 @@ def make(
     PATH holds txt, md, code, html, csv, jsonl or parquet, each also as .gz, .zst or in a .zip. Without PATH: the
     modules of Python's standard library. The budget is for everything, from reading to the report.
     """
-    with_allocator()
     from nomoat import verbs
 
     with watching(output, f"nomoat make {path or ''}".rstrip() + f" · {budget}") as watch:
@@ -72,8 +70,6 @@ def plan(
 
     Files are read for it, and a short rehearsal is trained, which is thrown away.
     """
-    if not recipe:
-        with_allocator()
     from nomoat import verbs
     from nomoat.core.config import to_json
 
@@ -100,7 +96,6 @@ class _WithRecipes(click.Command):
 @click.pass_obj
 def train(output: Output, recipe: str, overrides: tuple[str, ...], processes: int | None, device: str) -> None:
     """Train RECIPE (a name or a .py file), with settings changed by a.b=c."""
-    with_allocator()
     from nomoat import verbs
 
     changes = (*overrides, *((f"processes={processes}",) if processes else ()))
@@ -116,7 +111,6 @@ def train(output: Output, recipe: str, overrides: tuple[str, ...], processes: in
 @click.pass_obj
 def resume(output: Output, run: str, device: str) -> None:
     """Go on with RUN where its last good checkpoint is; the result is the same as without the stop."""
-    with_allocator()
     from nomoat import verbs
 
     with watching(output, f"nomoat resume {run}") as watch:
