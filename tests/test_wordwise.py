@@ -1,6 +1,7 @@
 """Encoding by looking words up gives the ids of the tokenizer, whatever the text."""
 
 import random
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -88,6 +89,16 @@ def test_long_words_large_batches_and_a_full_table(monkeypatch):
     texts = [" ".join(words[start : start + 1000]) for start in range(0, 30_000, 1000)]
     same(texts, encoder)
     same([*texts, "x" * 5000, "ab" * 70_000 + "'s", " " * 3000 + "y", "=" * 300 + "'re"], encoder)
+
+
+def test_threads_share_the_words():
+    chance = random.Random(2)
+    words = ["".join(chance.choices("abcdefgh", k=chance.randint(1, 6))) for _ in range(60_000)]
+    batches = [[" ".join(chance.choices(words, k=400)) for _ in range(20)] for _ in range(24)]
+    encoder = Wordwise(TOKENIZER)
+    with ThreadPoolExecutor(4) as pool:
+        for batch, got in zip(batches, pool.map(encoder.encode_batch, batches), strict=True):
+            assert all(np.array_equal(ids, TOKENIZER.encode(text)) for text, ids in zip(batch, got, strict=True))
 
 
 def test_words_that_a_linear_hash_confuses():

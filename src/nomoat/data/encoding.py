@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -127,15 +125,6 @@ def encode_block(path: Path, target: Path, plan: Plan, first: int, encode: Encod
     durable.replace(target, sink.getvalue().to_pybytes())
 
 
-def encode_with(tokenizer: Tokenizer, own: threading.local, words: Sequence[str]) -> list[NDArray[Any]]:
-    """The ids of some texts; each thread keeps an encoder of its own, with the words that it has met."""
-    if not isinstance(tokenizer, BpeTokenizer):
-        return tokenizer.encode_batch(words)
-    if not hasattr(own, "encoder"):
-        own.encoder = Wordwise(tokenizer)
-    return own.encoder.encode_batch(words)
-
-
 def parts(line: dict[str, Any], fate: int, tail: float) -> Iterator[dict[str, Any]]:
     """The ledger line of a document, or of its two parts where it is cut."""
     data = line["text"]
@@ -246,7 +235,8 @@ def encode_all(
     """Encode every block that has something to keep, several at once; those done earlier are taken as they are."""
     threads, told = work
     folder.mkdir(parents=True, exist_ok=True)
-    targets, own = [], threading.local()
+    targets = []
+    encode = Wordwise(tokenizer).encode_batch if isinstance(tokenizer, BpeTokenizer) else tokenizer.encode_batch
     with workers(threads) as pool:
         futures = []
         for path, first, end in zip(blocks, starts[:-1], starts[1:], strict=True):
@@ -255,7 +245,6 @@ def encode_all(
             target = folder / f"{path.stem}.arrow"
             targets.append(target)
             if not target.exists():
-                encode = partial(encode_with, tokenizer, own)
                 futures.append(pool.submit(encode_block, path, target, plan, int(first), encode))
         done = len(targets) - len(futures)
         for future in futures:

@@ -11,6 +11,7 @@ The pattern (Radford et al. 2019): 's|'t|'re|'ve|'m|'ll|'d| ?letters| ?digits| ?
 
 from __future__ import annotations
 
+import threading
 import unicodedata
 from collections.abc import Sequence
 from functools import cache
@@ -35,7 +36,7 @@ Array = NDArray[Any]
 
 
 class Wordwise:
-    """An encoder for batches; not to be shared by threads.
+    """An encoder for batches, which threads may share.
 
     Args:
         tokenizer: whose ids these are.
@@ -43,23 +44,13 @@ class Wordwise:
 
     def __init__(self, tokenizer: BpeTokenizer) -> None:
         self.tokenizer = tokenizer
-        self.spell = tokenizer.encoding.encode_ordinary if tokenizer.fast else tokenizer.encode
-        self.forget()
-
-    def forget(self) -> None:
-        """Empty the table of known words."""
-        self.keys = np.zeros(1 << SLOT_BITS, dtype=np.uint64)
-        self.words = np.zeros(1 << SLOT_BITS, dtype=np.int64)
-        self.known: dict[int, int] = {}
-        self.flat = np.zeros(1 << 16, dtype=self.tokenizer.dtype)  # the ids of all words
-        self.first = np.zeros(1 << 16, dtype=np.int64)  # where each word's begin
-        self.count = np.zeros(1 << 16, dtype=np.int64)
-        self.used = self.size = 0
+        self.known = Known(tokenizer)
 
     def encode_batch(self, texts: Sequence[str]) -> list[Array]:
         """The ids [tokens] of each text."""
-        if self.used > MOST_WORDS:
-            self.forget()
+        if self.known.used > MOST_WORDS:
+            self.known = Known(self.tokenizer)
+        known = self.known  # a thread that has begun goes on with the words it has
         ids: list[Array | None] = [None] * len(texts)
         held: dict[int, list[tuple[int, str, Array]]] = {1: [], 4: []}  # by the bytes of a code point
         sizes = {1: 0, 4: 0}
@@ -72,54 +63,85 @@ class Wordwise:
             held[width].append((number, text, points))
             sizes[width] += len(points)
             if sizes[width] >= TOGETHER:
-                self.encode_waiting(held[width], ids)
+                encode_waiting(known, held[width], ids)
                 held[width], sizes[width] = [], 0
         for waiting in held.values():
-            self.encode_waiting(waiting, ids)
+            encode_waiting(known, waiting, ids)
         return [one for one in ids if one is not None]
 
-    def encode_waiting(self, waiting: list[tuple[int, str, Array]], ids: list[Array | None]) -> None:
-        """Encode texts together."""
-        if not waiting:
-            return
-        points = np.concatenate([one for _, _, one in waiting])
-        ends = np.cumsum([len(one) for _, _, one in waiting])
-        begins = np.zeros(len(points) + 1, dtype=bool)
-        begins[0] = True
-        begins[ends] = True
-        start_W = word_starts(points, begins[:-1])
-        joined = "".join(text for _, text, _ in waiting)
-        word_W = self.look_up(points, start_W, joined)
+
+def encode_waiting(known: Known, waiting: list[tuple[int, str, Array]], ids: list[Array | None]) -> None:
+    """Encode some texts together, given as (number, text, code points), and put the ids of each into its place."""
+    if not waiting:
+        return
+    points = np.concatenate([one for _, _, one in waiting])
+    ends = np.cumsum([len(one) for _, _, one in waiting])
+    begins = np.zeros(len(points) + 1, dtype=bool)
+    begins[0] = True
+    begins[ends] = True
+    start_W = word_starts(points, begins[:-1])
+    word_W = known.look_up(points, start_W, "".join(text for _, text, _ in waiting))
+    flat, end_W = known.spelled(word_W)
+    borders = np.concatenate([[0], end_W])[np.searchsorted(start_W, np.concatenate([[0], ends]))]
+    for (number, _, _), low, high in zip(waiting, borders[:-1], borders[1:], strict=True):
+        ids[number] = flat[low:high]
+
+
+class Known:
+    """The words met so far: hash -> number -> ids.
+
+    One thread at a time adds words; others may look up meanwhile: a word's ids are in place before its number is in the
+    table, the number before the hash, and what is in the table stays.
+    """
+
+    def __init__(self, tokenizer: BpeTokenizer) -> None:
+        self.spell = tokenizer.encoding.encode_ordinary if tokenizer.fast else tokenizer.encode
+        self.lock = threading.Lock()
+        self.keys = np.zeros(1 << SLOT_BITS, dtype=np.uint64)
+        self.words = np.zeros(1 << SLOT_BITS, dtype=np.int64)
+        self.numbers: dict[int, int] = {}
+        self.flat = np.zeros(1 << 16, dtype=tokenizer.dtype)  # the ids of all words
+        self.first = np.zeros(1 << 16, dtype=np.int64)  # where each word's begin
+        self.count = np.zeros(1 << 16, dtype=np.int64)
+        self.used = self.size = 0
+
+    def spelled(self, word_W: Array) -> tuple[Array, Array]:
+        """The ids of the words in a row [tokens], and where each word's end [words]."""
         count_W = self.count[word_W]
         end_W = np.cumsum(count_W)
         place = np.repeat(self.first[word_W] - end_W + count_W, count_W) + np.arange(end_W[-1] if len(end_W) else 0)
-        flat = self.flat[place]
-        borders = np.concatenate([[0], end_W])[np.searchsorted(start_W, np.concatenate([[0], ends]))]
-        for (number, _, _), low, high in zip(waiting, borders[:-1], borders[1:], strict=True):
-            ids[number] = flat[low:high]
+        return self.flat[place], end_W
 
     def look_up(self, points: Array, start_W: Array, text: str) -> Array:
-        """The number of each word in the table [words]; new words are added to it."""
+        """The number of each word [words]; new words are added."""
         length_W = np.diff(start_W, append=len(points))
         hash_W = word_hashes(points, start_W, length_W)
         slot_W = (hash_W >> np.uint64(64 - SLOT_BITS)).astype(np.int64)
-        word_W = self.words[slot_W]
         missed = np.flatnonzero((self.keys[slot_W] != hash_W) | (length_W > LONGEST))
+        word_W = self.words[slot_W]
         if not len(missed):
             return word_W
-        long = length_W[missed] > LONGEST
-        word_W[missed[long]] = self.add(cut(text, start_W, length_W, missed[long]))
-        missed = missed[~long]
-        hashes, example, back = np.unique(hash_W[missed], return_index=True, return_inverse=True)
-        keys = hashes.tolist()
-        fresh = [row for row, key in enumerate(keys) if key not in self.known]
-        added = self.add(cut(text, start_W, length_W, missed[example[fresh]]))
-        self.known.update(zip([keys[row] for row in fresh], added.tolist(), strict=True))
-        numbers = np.array([self.known[key] for key in keys], dtype=np.int64)
-        slots = (hashes >> np.uint64(64 - SLOT_BITS)).astype(np.int64)
-        self.words[slots], self.keys[slots] = numbers, hashes
+        with self.lock:
+            long = length_W[missed] > LONGEST
+            word_W[missed[long]] = self.add(cut(text, start_W, length_W, missed[long]))
+            missed = missed[~long]
+            hashes, example, back = np.unique(hash_W[missed], return_index=True, return_inverse=True)
+            keys = hashes.tolist()
+            fresh = [row for row, key in enumerate(keys) if key not in self.numbers]
+            added = self.add(cut(text, start_W, length_W, missed[example[fresh]]))
+            self.numbers.update(zip([keys[row] for row in fresh], added.tolist(), strict=True))
+            numbers = np.array([self.numbers[key] for key in keys], dtype=np.int64)
+            self.insert(hashes, numbers)
         word_W[missed] = numbers[back.reshape(-1)]
         return word_W
+
+    def insert(self, hashes: Array, numbers: Array) -> None:
+        """Put words into the table where their places are free; others are looked up the slow way each time."""
+        slots = (hashes >> np.uint64(64 - SLOT_BITS)).astype(np.int64)
+        slots, rows = np.unique(slots, return_index=True)
+        free = self.keys[slots] == 0
+        self.words[slots[free]] = numbers[rows[free]]
+        self.keys[slots[free]] = hashes[rows[free]]
 
     def add(self, words: list[str]) -> Array:
         """Encode words, keep their ids and return their numbers [words]."""
@@ -242,4 +264,4 @@ def word_hashes(points: Array, start_W: Array, length_W: Array) -> Array:
         hashes.append(np.add.reduceat(coded * POWERS[: end - origin], place) * INVERSE_POWERS[place])
         low = high
     mixed = np.concatenate(hashes) * np.uint64(0x94D049BB133111EB)
-    return mixed ^ (mixed >> np.uint64(31))
+    return mixed ^ (mixed >> np.uint64(31)) | np.uint64(1)  # never 0, which marks a free place
