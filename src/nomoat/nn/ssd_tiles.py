@@ -4,11 +4,14 @@
         forwards    as nn/ssd_chunks.py: plain
         backwards   computes the [Q, Q] matrices again, walks through the states in reverse
 
-Against autograd on the plain form it is 2.5 times as fast on a CPU and keeps its inputs and one state a chunk, no
-[Q, Q] matrix. Gradients of the log decays come without cancellation: the weight of a pair of positions (j writes, i
-reads: dy_i . c_i b_j decay x_j) counts once for each step between them, so it is summed from i backwards and taken
-away from j backwards (both in a chunk: from the same matrix), from i backwards (j before the chunk) or from j forwards
-(i after the chunk).
+Against autograd on the plain form, with 6 heads of 64 on 4,096 positions and two threads, forwards and backwards: 28
+instead of 37 ms, and 15 instead of 67 MB kept for the backward pass (its inputs and one state a chunk, no [Q, Q]
+matrix).
+
+Gradients of the log decays come without cancellation, also in bf16. The weight of a pair of positions (j writes, i
+reads: dy_i . c_i b_j decay x_j) counts once for each step between them. So it is summed over the later positions i and
+taken away at j where both are in the chunk, from one matrix; summed over later i where j lies before the chunk, and
+over earlier j where i lies after it.
 
 Dao and Gu 2024, arXiv:2405.21060; the layout of letters is that of nn/ssd_chunks.py.
 """
