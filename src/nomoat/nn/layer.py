@@ -19,6 +19,7 @@ from nomoat.nn.attention import Attention, CrossAttention
 from nomoat.nn.condition import make_port
 from nomoat.nn.dialect import Dialect
 from nomoat.nn.linear import draw_
+from nomoat.nn.mamba import MambaMixer
 from nomoat.nn.masks import RelativePositions
 from nomoat.nn.memory import LayerMemory
 from nomoat.nn.mlp import MLP, GatedMLP
@@ -163,8 +164,6 @@ def _attention(backbone: Backbone) -> nn.Module:
 
 
 def _mamba(backbone: Backbone) -> nn.Module:
-    from nomoat.nn.mamba import MambaMixer
-
     return MambaMixer(backbone.width, backbone.mamba, backbone.causal, backbone.dialect)
 
 
