@@ -131,25 +131,28 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--compile", action="store_true", help="also the compiled cases of every side")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--cases", help="only these, separated by commas")
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
     size = SIZES[chosen.size]
-    cases: dict[str, Callable] = {
-        "ours_same_plain": ours(size, True, False, "plain"),
-        "ours_same_fused": ours(size, True, False, "fused"),
-        "ours_default": ours(size, False, False, "plain"),
-        "ours_default_muon": ours(size, False, False, "plain", "muon"),
-        "nano_bf16": nano(size, True, False),
-        "litgpt_bf16": litgpt(size, True, False),
-        "gpt2_transformers_fp32": transformers(size, False),
-        "gpt2_transformers_bf16": transformers(size, True),
+    makers: dict[str, Callable[[], Callable]] = {
+        "ours_same_tiled": lambda: ours(size, True, False, "tiled"),
+        "ours_same_fused": lambda: ours(size, True, False, "fused"),
+        "ours_default": lambda: ours(size, False, False, "tiled"),
+        "ours_default_muon": lambda: ours(size, False, False, "tiled", "muon"),
+        "nano_bf16": lambda: nano(size, True, False),
+        "litgpt_bf16": lambda: litgpt(size, True, False),
+        "gpt2_transformers_fp32": lambda: transformers(size, False),
+        "gpt2_transformers_bf16": lambda: transformers(size, True),
     }
     if chosen.compile:
-        cases |= {
-            "ours_same_plain_compiled": ours(size, True, True, "plain"),
-            "nano_bf16_compiled": nano(size, True, True),
-            "litgpt_bf16_compiled": litgpt(size, True, True),
+        makers |= {
+            "ours_same_compiled": lambda: ours(size, True, True, "fused"),
+            "nano_bf16_compiled": lambda: nano(size, True, True),
+            "litgpt_bf16_compiled": lambda: litgpt(size, True, True),
         }
+    names = chosen.cases.split(",") if chosen.cases else list(makers)
+    cases = {name: makers[name]() for name in names}
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     rates: list[float] = []
     for step in cases.values():
@@ -164,24 +167,22 @@ def main() -> None:
     tokens = size.batch * size.context
     mine = [name for name in cases if name.startswith("ours_same")]
     theirs = [name for name in cases if name.startswith(("nano", "litgpt"))]
-    best = {
-        side: min(names, key=lambda n: spread(seconds[n])["median"]) for side, names in (("m", mine), ("t", theirs))
-    }
-    pairs = list(zip(seconds[best["m"]], seconds[best["t"]], strict=True))
+    best, rival = (min(names, key=lambda name: spread(seconds[name])["median"]) for names in (mine, theirs))
+    pairs = list(zip(seconds[best], seconds[rival], strict=True))
     figures = {
         "tokens_per_second": {name: spread([tokens / s for s in values]) for name, values in seconds.items()},
-        "same_network_best": best["m"],
-        "fastest_peer": best["t"],
+        "same_network_best": best,
+        "fastest_peer": rival,
         "ratio_same_to_fastest_peer": spread([theirs / ours for ours, theirs in pairs]),
-        "ratio_default_to_transformers_fp32": spread(
-            [b / a for a, b in zip(seconds["ours_default"], seconds["gpt2_transformers_fp32"], strict=True)]
-        ),
         "bf16_linear_gflops": spread([rate / 1e9 for rate in rates]),
         "share_of_bf16_linear": spread(
-            [flops_per_token(size) * tokens / s / rate for s, rate in zip(seconds[best["m"]], rates, strict=True)]
+            [flops_per_token(size) * tokens / s / rate for s, rate in zip(seconds[best], rates, strict=True)]
         ),
     }
-    record(f"throughput_{chosen.size}", figures)
+    if "ours_default" in cases and "gpt2_transformers_fp32" in cases:
+        pairs = list(zip(seconds["ours_default"], seconds["gpt2_transformers_fp32"], strict=True))
+        figures["ratio_default_to_transformers_fp32"] = spread([theirs / ours for ours, theirs in pairs])
+    record(f"throughput_{chosen.size}{'_compiled' if chosen.compile else ''}", figures)
 
 
 if __name__ == "__main__":

@@ -319,3 +319,12 @@ def test_autocast_stays_close(kernel):
         low = stack(x, ports=Ports(documents_BL=torch.tensor([[0] * 4 + [1] * 4, [0] * 8])), kernel=kernel).x_BLD
     full = stack(x, ports=Ports(documents_BL=torch.tensor([[0] * 4 + [1] * 4, [0] * 8])), kernel=kernel).x_BLD
     assert_close(low, full, rtol=0.1, atol=0.15)
+
+
+def test_fused_weights_say_which_matrices_they_hold():
+    stack = Backbone(width=32, depth=1, heads=4, kv_heads=2).build()
+    blocks = {name: p.blocks for name, p in stack.named_parameters() if hasattr(p, "blocks")}
+    assert blocks == {
+        "layers.0.mixer.body.qkv.weight": (32, 16, 16),
+        "layers.0.mlp.body.up.weight": (stack.backbone.inner, stack.backbone.inner),
+    }

@@ -34,7 +34,7 @@ def one_step(recipe, rows=2):
 
 
 def test_the_listing_reads_every_file():
-    assert NAMES == sorted(path.stem for path in FOLDER.glob("[!_]*.py"))
+    assert sorted(path.stem for path in FOLDER.glob("[!_]*.py")) == NAMES
     assert all(listed.about and listed.docstring for listed in listing())
 
 

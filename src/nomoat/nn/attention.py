@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nomoat.nn.dialect import Dialect
-from nomoat.nn.linear import linear, output_linear
+from nomoat.nn.linear import fused_linear, linear, output_linear
 from nomoat.nn.memory import AttentionMemory
 from nomoat.nn.norms import make_head_norm
 from nomoat.nn.rotary import keep, turn
@@ -69,7 +69,8 @@ class Attention(nn.Module):
         self.sizes = (heads, kv_heads, kv_heads)
         self.head_width = head_width
         self.scale = 1 / math.sqrt(head_width) if dialect.attention_scale == "sqrt" else 1.0
-        self.qkv = linear(width, sum(self.sizes) * head_width, dialect.bias != "none", dialect)
+        rows = tuple(size * head_width for size in self.sizes)
+        self.qkv = fused_linear(width, rows, dialect.bias != "none", dialect)
         self.out = output_linear(heads * head_width, width, dialect.bias == "all", dialect)
         self.query_norm, self.key_norm = make_head_norm(dialect, head_width), make_head_norm(dialect, head_width)
         # Scores that are not divided by sqrt(K) start as if they were (T5).

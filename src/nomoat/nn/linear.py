@@ -74,6 +74,13 @@ def linear(inputs: int, outputs: int, bias: bool, dialect: Dialect) -> nn.Linear
     return layer
 
 
+def fused_linear(inputs: int, outputs: tuple[int, ...], bias: bool, dialect: Dialect) -> nn.Linear:
+    """Several layers of the same input as one; Muon reads from `weight.blocks` that they are matrices of their own."""
+    layer = linear(inputs, sum(outputs), bias, dialect)
+    setattr(layer.weight, "blocks", outputs)  # noqa: B010  a plain assignment is unknown to the type checker
+    return layer
+
+
 def output_linear(inputs: int, outputs: int, bias: bool, dialect: Dialect) -> nn.Linear:
     """The last layer of a part: all zeros where the dialect has zero-initialised projections."""
     layer = linear(inputs, outputs, bias, dialect)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nomoat.nn.dialect import Dialect
-from nomoat.nn.linear import linear, output_linear
+from nomoat.nn.linear import fused_linear, linear, output_linear
 from nomoat.nn.scene import Scene
 
 
@@ -56,7 +56,7 @@ class GatedMLP(nn.Module):
 
     def __init__(self, width: int, inner: int, dialect: Dialect) -> None:
         super().__init__()
-        self.up = linear(width, 2 * inner, dialect.bias == "all", dialect)
+        self.up = fused_linear(width, (inner, inner), dialect.bias == "all", dialect)
         self.down = output_linear(inner, width, dialect.bias == "all", dialect)
         self.activation = ACTIVATIONS[dialect.activation]
 

@@ -209,7 +209,7 @@ class Paces:
         batch = {"tokens": tokens_BL, "mask": torch.ones_like(tokens_BL, dtype=torch.bool)}
         precision = "bf16" if machine.bf16_is_faster(self.device, tokens_BL.numel(), width, seconds=0.3).yes else "fp32"
         for stack in (module for module in family.modules() if isinstance(module, Stack)):
-            stack.kernel = "plain" if length <= 512 else "fused"  # the run itself measures which is faster
+            stack.kernel = "tiled" if length <= 1024 else "fused"  # the run itself measures which is faster
         mover = Mover(family, "model", recipe, Settings(self.device, precision, recipe.batch_size, torch.bfloat16))
         taken = []
         for _ in range(4):
