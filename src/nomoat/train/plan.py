@@ -33,6 +33,7 @@ WIDTHS = (64, 128, 192, 256, 320, 384, 448, 512, 640, 768, 1024, 1280, 1536, 204
 REHEARSAL = 0.06  # share of the budget; the whole planning stays below a tenth of it
 TRAINING = 0.95  # share of the time that goes into steps: the rest evaluates, samples and keeps checkpoints
 LEAST_SECONDS = 3.0  # a shorter rehearsal says nothing
+MOST_SECONDS = 45.0  # who asks what two hours would buy does not want to wait for ten minutes
 LEAST_LEFT = 0.25  # share of the time that training gets however long planning took
 MOST_EPOCHS = 20
 Watch = Callable[[Mapping[str, Any]], None]
@@ -284,7 +285,7 @@ def _rehearse(
     Returns:
         Tokens read, seconds a token (without what comes before the first step), held-out bits per byte.
     """
-    share = max(LEAST_SECONDS, REHEARSAL * seconds)
+    share = min(MOST_SECONDS, max(LEAST_SECONDS, REHEARSAL * seconds))
     tokens_a_step = recipe.batch_size * recipe.family.context_length
     steps = max(4, round(share / (pace * tokens_a_step)))
     if watch is not None:
