@@ -30,6 +30,7 @@ from nomoat.train.loop import train
 from nomoat.train.mover import Mover, Settings
 
 WIDTHS = (64, 128, 192, 256, 320, 384, 448, 512, 640, 768, 1024, 1280, 1536, 2048)
+MEASURED = (128, 384)  # the widths whose steps are timed; the others' times lie on the line through them
 REHEARSAL = 0.06  # share of the budget; the whole planning stays below a tenth of it
 TRAINING = 0.95  # share of the time that goes into steps: the rest evaluates, samples and keeps checkpoints
 LEAST_SECONDS = 3.0  # a shorter rehearsal says nothing
@@ -198,7 +199,7 @@ class Paces:
         self.tried: tuple[int, ...] = ()
         before = torch.get_num_threads()
         torch.set_num_threads(machine.worthwhile_threads(device, 4096, 256, seconds=0.3)[0])
-        self.points = sorted(self._measured(width) for width in (128, 384))
+        self.points = sorted(self._measured(width) for width in MEASURED)
         torch.set_num_threads(before)
 
     def _measured(self, width: int) -> tuple[float, float]:
