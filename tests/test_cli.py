@@ -152,7 +152,7 @@ def test_import_nomoat_imports_nothing_heavy():
 
 def test_runs_needs_no_torch(tmp_path, monkeypatch):
     monkeypatch.setenv("NOMOAT_RUNS", str(tmp_path))
-    assert "torch" not in loaded_by("runs")
+    assert not {"torch", "numpy", "pyarrow"} & set(loaded_by("runs").split(","))
 
 
 def test_a_verb_stays_callable_when_a_part_of_its_name_is_imported():

@@ -18,7 +18,6 @@ from nomoat.core.budget import Budget
 from nomoat.core.errors import NomoatError
 from nomoat.core.recipe import Recipe
 from nomoat.core.run import Run, runs_root
-from nomoat.data.files import Files
 
 if TYPE_CHECKING:
     from nomoat.data.text import Text
@@ -85,6 +84,7 @@ def foreseen(
         DataError: nothing to read.
         ConfigError: a budget that cannot be used, or text shorter than a context.
     """
+    from nomoat.data.files import Files
     from nomoat.data.shards import ShardReader
     from nomoat.data.tokenizer import load
     from nomoat.recipes.own_text import sized
