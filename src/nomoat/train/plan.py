@@ -50,9 +50,9 @@ class Law:
     """
 
     floor: float = 0.45
-    size: float = 1.2e4
-    data: float = 1.4e5
-    a: float = 0.25
+    size: float = 7.2e3
+    data: float = 2.24e5
+    a: float = 0.26
     b: float = 0.35
     repeat: float = 6.0
 
