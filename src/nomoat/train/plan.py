@@ -23,11 +23,12 @@ import torch
 from nomoat.core import device as machine
 from nomoat.core import energy
 from nomoat.core.budget import Budget
+from nomoat.core.family import Family
 from nomoat.core.recipe import Recipe
 from nomoat.core.run import Run
 from nomoat.nn.backbone import Stack
 from nomoat.train.loop import train
-from nomoat.train.mover import Mover, Settings
+from nomoat.train.mover import Mover, Settings, to_device
 
 WIDTHS = (64, 128, 192, 256, 320, 384, 448, 512, 640, 768, 1024, 1280, 1536, 2048)
 MEASURED = (128, 384)  # the widths whose steps are timed; the others' times lie on the line through them
@@ -37,6 +38,7 @@ LEAST_SECONDS = 3.0  # a shorter rehearsal says nothing
 MOST_SECONDS = 45.0  # who asks what two hours would buy does not want to wait for ten minutes
 LEAST_LEFT = 0.25  # share of the time that training gets however long planning took
 MOST_EPOCHS = 20
+LEAST_HELD_OUT, MOST_HELD_OUT = 16_384, 131_072  # tokens that the rehearsal is measured on
 Watch = Callable[[Mapping[str, Any]], None]
 
 
@@ -294,17 +296,29 @@ def _rehearse(
     short = replace(recipe, budget=Budget.parse(f"{steps}steps"), keep_every_seconds=1e9, evaluate_every=10**9)
     with tempfile.TemporaryDirectory(prefix="nomoat-plan-") as folder:
         run = Run.create(folder, "rehearsal", short)
-        train(short, run, device)
-        steps_noted, evaluated = run.metrics("step"), run.metrics("evaluate")
-    first, last = steps_noted[1 if len(steps_noted) > 2 else 0], steps_noted[-1]
+        family = train(short, run, device)
+        noted, precision = run.metrics("step"), run.decided("precision")
+    first, last = noted[1 if len(noted) > 2 else 0], noted[-1]
     pace = (last["seconds"] - first["seconds"]) / max(1, (last["step"] - first["step"]) * tokens_a_step)
-    return float(steps * tokens_a_step), pace, float(evaluated[-1]["bits_per_byte"])
+    return float(steps * tokens_a_step), pace, _bits(recipe, family, precision, steps * tokens_a_step)
+
+
+def _bits(recipe: Recipe, family: Family, precision: str, tokens: int) -> float:
+    """Held-out bits per byte on about as many tokens as were read, spread evenly: the loop's own few would not do."""
+    most = min(MOST_HELD_OUT, max(LEAST_HELD_OUT, tokens))
+    place = next(family.parameters()).device
+    nats = size = 0.0
+    with torch.no_grad(), machine.autocast(place, precision):
+        for batch in recipe.data.held_out(family, recipe.batch_size, most):
+            nats += float(family.loss(to_device(batch, place)).total)
+            size += sum(batch["bytes"])
+    return nats / math.log(2) / max(size, 1.0)
 
 
 def _figures(
     recipe: Recipe, parameters: int, tokens: float, pace: float, bits: float, spent: float, corpus: Corpus
 ) -> dict[str, Estimate]:
-    seconds = tokens * pace
+    seconds, peak = tokens * pace, float(machine.peak_memory())
     figures = {
         "held_out_bits_per_byte": Estimate.within(bits, 0.05),
         "tokens_per_second": Estimate.within(1 / pace, 0.15),
@@ -312,7 +326,7 @@ def _figures(
         "steps": Estimate.within(tokens / (recipe.batch_size * recipe.family.context_length), 0.15),
         "tokens": Estimate.within(tokens, 0.15),
         "epochs": Estimate.within(tokens / corpus.tokens, 0.15),
-        "memory_bytes": Estimate.within(_memory(recipe, parameters), 0.3),
+        "memory_bytes": Estimate(peak, 0.9 * peak, 1.5 * peak),  # the rehearsal's: the same model and batch
         "flops": Estimate.within(tokens * flops_per_token(recipe), 0.15),
     }
     if recipe.budget.price_per_hour:
@@ -320,14 +334,6 @@ def _figures(
     if recipe.budget.watts:
         figures["watt_hours"] = Estimate.within(recipe.budget.watts * (seconds + spent) / 3600, 0.3)
     return figures
-
-
-def _memory(recipe: Recipe, parameters: int) -> float:
-    """Weights, gradients and optimizer (16 bytes a parameter) and the activations kept for the backward pass."""
-    backbone, config = recipe.family.backbone, recipe.family
-    tokens = recipe.batch_size * config.context_length
-    activations = tokens * backbone.depth * (40 * backbone.width + 4 * backbone.heads * config.context_length)
-    return 16.0 * parameters + activations + 4e8  # the last: Python, torch and its libraries
 
 
 def _parameters(recipe: Recipe) -> int:
