@@ -300,10 +300,10 @@ def _rehearse(
         noted, precision = run.metrics("step"), run.decided("precision")
     first, last = noted[1 if len(noted) > 2 else 0], noted[-1]
     pace = (last["seconds"] - first["seconds"]) / max(1, (last["step"] - first["step"]) * tokens_a_step)
-    return float(steps * tokens_a_step), pace, _bits(recipe, family, precision, steps * tokens_a_step)
+    return float(steps * tokens_a_step), pace, held_out_bits(recipe, family, precision, steps * tokens_a_step)
 
 
-def _bits(recipe: Recipe, family: Family, precision: str, tokens: int) -> float:
+def held_out_bits(recipe: Recipe, family: Family, precision: str, tokens: int) -> float:
     """Held-out bits per byte on about as many tokens as were read, spread evenly: the loop's own few would not do."""
     most = min(MOST_HELD_OUT, max(LEAST_HELD_OUT, tokens))
     place = next(family.parameters()).device
