@@ -9,22 +9,42 @@ Wijmans et al. 2024, arXiv:2411.09009 ("cut your losses"), in plain matrix produ
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Logits of one chunk: 4 Mi numbers are 16 MiB in fp32, which stays near the last-level cache of small machines.
-CHUNK_NUMBERS = 1 << 22
+# Logits of one chunk, in the dtype of the product: 64 Mi numbers are 128 MiB in bf16. The table's gradient is added up
+# once a chunk, which costs a pass over the whole table, so chunks must not be small.
+CHUNK_NUMBERS = 1 << 26
+# Logits that are turned into gradients at a time, in fp32: 4 MiB stay in the cache.
+PIECE_NUMBERS = 1 << 20
 
 
 def _capped(logits_CV: Tensor, soft_cap: float | None) -> Tensor:
     return logits_CV if soft_cap is None else soft_cap * torch.tanh(logits_CV / soft_cap)
 
 
-def _rows(count: int, vocab_size: int) -> int:
-    return max(1, min(count, CHUNK_NUMBERS // vocab_size))
+def _slices(count: int, vocab_size: int, numbers: int) -> Iterator[slice]:
+    """`count` rows in slices of about so many logits."""
+    rows = max(1, min(count, numbers // vocab_size))
+    return (slice(start, min(start + rows, count)) for start in range(0, count, rows))
+
+
+def _to_gradient(logits_CV: Tensor, targets_C: Tensor, weight_C: Tensor, soft_cap: float | None, total: Tensor) -> None:
+    """Write the gradient over the logits, piece by piece, and add their weighted nats to `total`."""
+    for piece in _slices(len(logits_CV), logits_CV.shape[1], PIECE_NUMBERS):
+        capped_PV = _capped(logits_CV[piece].float(), soft_cap)
+        logp_PV = F.log_softmax(capped_PV, dim=-1)
+        aim_P1, weight_P1 = targets_C[piece, None], weight_C[piece, None].float()
+        total.sub_((logp_PV.gather(1, aim_P1) * weight_P1).sum())
+        grad_PV = logp_PV.exp_()
+        grad_PV.scatter_add_(1, aim_P1, grad_PV.new_full((1, 1), -1.0).expand_as(aim_P1))
+        if soft_cap is not None:
+            grad_PV.mul_(1 - (capped_PV / soft_cap).square())
+        logits_CV[piece] = grad_PV.mul_(weight_P1)
 
 
 class _SummedNats(torch.autograd.Function):
@@ -34,28 +54,19 @@ class _SummedNats(torch.autograd.Function):
     def forward(
         ctx: Any, x_ND: Tensor, table_VD: Tensor, targets_N: Tensor, weight_N: Tensor, soft_cap: float | None
     ) -> Tensor:
-        dtype = (
-            torch.get_autocast_dtype(x_ND.device.type) if torch.is_autocast_enabled(x_ND.device.type) else x_ND.dtype
-        )
+        device = x_ND.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_ND.dtype
         x_low_ND, table_low_VD = x_ND.to(dtype), table_VD.to(dtype)
         grad_x_ND = torch.empty_like(x_low_ND)
         grad_table_VD: Tensor | None = None
         total = x_ND.new_zeros((), dtype=torch.float32)
-        with torch.autocast(x_ND.device.type, enabled=False):
-            for start in range(0, len(x_ND), _rows(len(x_ND), len(table_VD))):
-                piece = slice(start, start + _rows(len(x_ND), len(table_VD)))
-                logits_CV = _capped((x_low_ND[piece] @ table_low_VD.T).float(), soft_cap)
-                logp_CV = F.log_softmax(logits_CV, dim=-1)
-                aim_C1, weight_C1 = targets_N[piece, None], weight_N[piece, None].float()
-                total = total - (logp_CV.gather(1, aim_C1) * weight_C1).sum()
-                grad_CV = logp_CV.exp_()
-                grad_CV.scatter_add_(1, aim_C1, grad_CV.new_full((1, 1), -1.0).expand_as(aim_C1))
-                if soft_cap is not None:
-                    grad_CV.mul_(1 - (logits_CV / soft_cap).square())
-                low_CV = grad_CV.mul_(weight_C1).to(dtype)
-                torch.mm(low_CV, table_low_VD, out=grad_x_ND[piece])
-                share_VD = (low_CV.T @ x_low_ND[piece]).float()
-                grad_table_VD = share_VD if grad_table_VD is None else grad_table_VD.add_(share_VD)
+        with torch.autocast(device, enabled=False):
+            for chunk in _slices(len(x_ND), len(table_VD), CHUNK_NUMBERS):
+                logits_CV = x_low_ND[chunk] @ table_low_VD.T
+                _to_gradient(logits_CV, targets_N[chunk], weight_N[chunk], soft_cap, total)
+                torch.mm(logits_CV, table_low_VD, out=grad_x_ND[chunk])
+                share_VD = logits_CV.T @ x_low_ND[chunk]
+                grad_table_VD = share_VD if grad_table_VD is None else grad_table_VD.float().add_(share_VD)
         ctx.save_for_backward(grad_x_ND, grad_table_VD)
         ctx.dtypes = x_ND.dtype, table_VD.dtype
         return total
@@ -92,8 +103,7 @@ def log_probabilities(x_BLD: Tensor, table_VD: Tensor, targets_BL: Tensor, soft_
     """Log-probability [B, L] in nats of each target, chunk by chunk, with an ordinary gradient."""
     x_ND, targets_N = x_BLD.flatten(0, -2), targets_BL.flatten()
     pieces = []
-    for start in range(0, len(x_ND), _rows(len(x_ND), len(table_VD))):
-        piece = slice(start, start + _rows(len(x_ND), len(table_VD)))
+    for piece in _slices(len(x_ND), len(table_VD), 4 * PIECE_NUMBERS):
         logits_CV = _capped(F.linear(x_ND[piece], table_VD).float(), soft_cap)
         pieces.append(-F.cross_entropy(logits_CV, targets_N[piece], reduction="none"))
     return torch.cat(pieces).view(targets_BL.shape)
