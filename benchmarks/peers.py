@@ -103,7 +103,7 @@ def record(name: str, figures: dict[str, Any]) -> Path:
         platform.processor(),
     )
     result = {
-        "command": " ".join(["python", *sys.argv]),
+        "command": " ".join(["python", *(Path(word).name if "/" in word else word for word in sys.argv)]),
         "commit": commit,
         "machine": {
             "processor": processor,

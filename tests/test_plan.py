@@ -27,16 +27,6 @@ def test_repeated_tokens_are_worth_less_than_fresh_ones_and_never_less_than_noth
     assert worth[1] < 2 * unique and worth[-1] == pytest.approx(unique * (1 + LAW.repeat))
 
 
-def test_what_is_expected_goes_on_from_two_rehearsals():
-    height, unique, parameters = 1.4, 1e7, 1e6
-    points = [(tokens, height * LAW.shape(parameters, tokens, unique)) for tokens in (1e5, 4e5)]
-    exact = height * LAW.shape(parameters, 4e6, unique)
-    assert LAW.expect(parameters, unique, points, 4e6) == pytest.approx(exact)
-    steeper = [(points[0][0], points[0][1] * 1.1), points[1]]
-    assert LAW.expect(parameters, unique, steeper, 4e6) < exact
-    assert LAW.expect(parameters, unique, [(1e5, 8.0), points[1]], 4e6) > 0.3 * points[1][1]
-
-
 def test_a_folder_read_too_often_is_told_in_one_sentence():
     assert too_small(19.9) == ""
     sentence = too_small(80)

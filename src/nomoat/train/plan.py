@@ -1,12 +1,12 @@
 """The budget planner: what to train for this budget on this machine, and what to expect of it.
 
-    corpus, budget -> pace of a few sizes (real steps) -> the size with the lowest expected loss -> two short rehearsals
+    corpus, budget -> pace of a few sizes (real steps) -> the size with the lowest expected loss -> a short rehearsal
         -> Forecast(recipe, expected, how sure), written to the run before its first step
 
 The loss of a size is expected by a law of the form of Hoffmann et al. 2022, arXiv:2203.15556, in bits per byte, with
 repeated tokens discounted as in Muennighoff et al. 2023, arXiv:2305.16264. Its shape was fitted on rehearsals and runs
-of the folders that docs/experiments.md names; its height and slope are the corpus's own, found by two rehearsals: the
-same recipe, trained to its end in a small share of the budget.
+of the folders that docs/experiments.md names; its height is the corpus's own, found by the rehearsal: the same recipe,
+trained to its end in a small share of the budget.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,9 +34,6 @@ WIDTHS = (64, 128, 192, 256, 320, 384, 448, 512, 640, 768, 1024, 1280, 1536, 204
 MEASURED = (128, 384)  # the widths whose steps are timed; the others' times lie on the line through them
 REHEARSAL = 0.06  # share of the budget; the whole planning stays below a tenth of it
 TRAINING = 0.95  # share of the time that goes into steps: the rest evaluates, samples and keeps checkpoints
-OWN = 0.7  # how much the corpus's own slope counts beside that of all corpora
-SHORTER = 4  # the first rehearsal is so many times shorter than the second
-LEAST_STEPS = 16  # of the first: with fewer, what is seen is the warm-up
 LEAST_SECONDS = 3.0  # a shorter rehearsal says nothing
 MOST_SECONDS = 45.0  # who asks what two hours would buy does not want to wait for ten minutes
 LEAST_LEFT = 0.25  # share of the time that training gets however long planning took
@@ -70,19 +67,6 @@ class Law:
         """Bits per byte, but for the corpus's height."""
         fresh = self.worth(tokens, unique)
         return self.floor + (self.size / parameters) ** self.a + (self.data / fresh) ** self.b
-
-    def expect(self, parameters: float, unique: float, points: Sequence[tuple[float, float]], tokens: float) -> float:
-        """Bits per byte after `tokens`, from two rehearsals (tokens, bits) of the same size on the same corpus.
-
-        The corpus's own height and slope go through both points; noise in them is tamed by the shape of all corpora,
-        which goes through the longer one alone.
-        """
-        (few, before), (many, after) = points
-        shared = after * self.shape(parameters, tokens, unique) / self.shape(parameters, many, unique)
-        terms = [(self.data / self.worth(read, unique)) ** self.b for read in (few, many, tokens)]
-        slope = (before - after) / (terms[0] - terms[1])
-        own = max(after - slope * (terms[1] - terms[2]), 0.4 * after)
-        return own**OWN * shared ** (1 - OWN)
 
 
 LAW = Law()
@@ -184,7 +168,7 @@ def forecast(
     width, tokens = _best(corpus, paces, sized, budget, whole)
     recipe = sized(width, batch_size(tokens, sized(width, 1, budget).family.context_length), budget)
     likely = tokens * paces.seconds_per_token(width) if whole is None else whole
-    points, pace = _rehearse(recipe, device, likely, paces.seconds_per_token(width), watch)
+    rehearsed, pace, bits = _rehearse(recipe, device, likely, paces.seconds_per_token(width), watch)
     spent = time.perf_counter() - began
     if whole is not None:
         left = max(LEAST_LEFT * whole, whole - spent)  # on a machine that is busy with other things planning may drag
@@ -193,16 +177,15 @@ def forecast(
     elif budget.unit == "steps":
         tokens = budget.amount * recipe.batch_size * recipe.family.context_length
     parameters = _parameters(recipe)
-    bits = LAW.expect(parameters, corpus.tokens, points, tokens)
-    figures = _figures(recipe, parameters, tokens, pace, bits, spent, corpus)
+    ratio = LAW.shape(parameters, tokens, corpus.tokens) / LAW.shape(parameters, rehearsed, corpus.tokens)
+    figures = _figures(recipe, parameters, tokens, pace, bits * ratio, spent, corpus)
     return Forecast(
         recipe=recipe,
         parameters=parameters,
         figures=figures,
         reasons=(
-            "rehearsals on "
-            + " and ".join(f"{read:,.0f} tokens reached {reached:.3f}" for read, reached in points)
-            + f" bits per byte; the law goes on to {bits:.3f} at {tokens:,.0f}",
+            f"a rehearsal on {rehearsed:,.0f} tokens reached {bits:.3f} bits per byte; the law expects {ratio:.3f} "
+            f"times that after {tokens / rehearsed:.0f} times as many tokens",
             f"of the widths tried on paper ({', '.join(map(str, paces.tried))}) {width} is expected to end lowest",
         ),
         warning=too_small(tokens / corpus.tokens),
@@ -299,30 +282,25 @@ def _tokens(recipe: Recipe, budget: Budget, seconds: float | None, pace: float) 
 
 def _rehearse(
     recipe: Recipe, device: str, seconds: float, pace: float, watch: Watch | None
-) -> tuple[list[tuple[float, float]], float]:
-    """Train the recipe to its end in a small share of the budget, twice, in runs that are thrown away.
+) -> tuple[float, float, float]:
+    """Train the recipe to its end in a small share of the budget, in a run that is thrown away.
 
     Returns:
-        Tokens read and held-out bits per byte of the shorter and of the longer rehearsal; seconds a token (without
-        what comes before the first step).
+        Tokens read, seconds a token (without what comes before the first step), held-out bits per byte.
     """
     share = min(MOST_SECONDS, max(LEAST_SECONDS, REHEARSAL * seconds))
     tokens_a_step = recipe.batch_size * recipe.family.context_length
-    short = max(LEAST_STEPS, round(share / (1 + SHORTER) / (pace * tokens_a_step)))
+    steps = max(4, round(share / (pace * tokens_a_step)))
     if watch is not None:
-        watch({"kind": "phase", "phase": "planning", "steps": short * (1 + SHORTER)})
-    points = []
-    for steps in (short, short * SHORTER):
-        trial = replace(recipe, budget=Budget.parse(f"{steps}steps"), keep_every_seconds=1e9, evaluate_every=10**9)
-        with tempfile.TemporaryDirectory(prefix="nomoat-plan-") as folder:
-            run = Run.create(folder, "rehearsal", trial)
-            family = train(trial, run, device)
-            noted, precision = run.metrics("step"), run.decided("precision")
-        first, last = noted[1], noted[-1]
-        pace = (last["seconds"] - first["seconds"]) / ((last["step"] - first["step"]) * tokens_a_step)
-        read = steps * tokens_a_step
-        points.append((float(read), held_out_bits(recipe, family, precision, read)))
-    return points, pace
+        watch({"kind": "phase", "phase": "planning", "steps": steps})
+    short = replace(recipe, budget=Budget.parse(f"{steps}steps"), keep_every_seconds=1e9, evaluate_every=10**9)
+    with tempfile.TemporaryDirectory(prefix="nomoat-plan-") as folder:
+        run = Run.create(folder, "rehearsal", short)
+        family = train(short, run, device)
+        noted, precision = run.metrics("step"), run.decided("precision")
+    first, last = noted[1 if len(noted) > 2 else 0], noted[-1]
+    pace = (last["seconds"] - first["seconds"]) / max(1, (last["step"] - first["step"]) * tokens_a_step)
+    return float(steps * tokens_a_step), pace, held_out_bits(recipe, family, precision, steps * tokens_a_step)
 
 
 def held_out_bits(recipe: Recipe, family: Family, precision: str, tokens: int) -> float:
