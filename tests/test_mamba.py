@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,10 +19,10 @@ from nomoat.nn.backbone import Backbone, Stack
 from nomoat.nn.dialect import MAMBA2, OURS, MambaConfig
 from nomoat.nn.mamba_memory import KEPT
 from nomoat.nn.short_conv import plain_conv, short_conv
-from nomoat.nn.ssd import ssd, ssd_plain, ssd_scan
+from nomoat.nn.ssd import ssd, ssd_scan
 
 D = torch.float64
-CORES = {"tiles": ssd, "plain": ssd_plain}
+CORES = {"tiles": ssd, "plain": partial(ssd, tiled=False)}
 
 
 def inputs(batch=2, length=9, heads=4, head_width=3, groups=2, state_width=5, dtype=D, seed=0) -> list[Tensor]:

@@ -9,8 +9,8 @@
         what the state gives    y += decay * (c state)                           [Q, N] @ [N, R K] for each group
     -> y_BLHK, state_BHKN
 
-`ssd_scan` is the definition; `ssd_plain` the four lines above in ordinary operations; `ssd` the same with a backward
-pass of its own, tile by tile. Use `ssd`: it takes the plain form by itself where a forward-mode derivative is wanted.
+`ssd_scan` is the definition; `ssd` computes it with a backward pass of its own, tile by tile, or with `tiled=False` as
+the four lines above in ordinary operations; by itself it takes those only where a forward-mode derivative is wanted.
 
 Dao and Gu 2024, arXiv:2405.21060 (section 6 and listing 1).
 """
@@ -53,7 +53,7 @@ def ssd_scan(
     return torch.stack(outputs, dim=1), state_BHKN
 
 
-def ssd(
+def ssd(  # noqa: PLR0913 - the recurrence's own arguments, and how it is cut
     x_BLHK: Tensor,
     dt_BLH: Tensor,
     a_H: Tensor,
@@ -62,6 +62,7 @@ def ssd(
     starts_BL: Tensor | None = None,
     state_BHKN: Tensor | None = None,
     chunk: int = 64,
+    tiled: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """What every position reads from the state, and the last state; the recurrence as matrix products.
 
@@ -76,27 +77,14 @@ def ssd(
         starts_BL: True where everything before is forgotten (the first token of a document).
         state_BHKN: the state before the first position; None: zeros.
         chunk: positions at most in a chunk; the length may be any.
+        tiled: False: ordinary operations, which can be derived in any way, for more time and memory.
 
     Returns:
         y_BLHK, and the state [B, H, K, N] after the last position.
     """
     inputs = (x_BLHK, dt_BLH, a_H, b_BLGN, c_BLGN, starts_BL)
-    core = plain if forward_mode((*inputs, state_BHKN)) else Tiled.apply
+    core = Tiled.apply if tiled and not forward_mode((*inputs, state_BHKN)) else plain
     return _run(core, inputs, state_BHKN, chunk)
-
-
-def ssd_plain(
-    x_BLHK: Tensor,
-    dt_BLH: Tensor,
-    a_H: Tensor,
-    b_BLGN: Tensor,
-    c_BLGN: Tensor,
-    starts_BL: Tensor | None = None,
-    state_BHKN: Tensor | None = None,
-    chunk: int = 64,
-) -> tuple[Tensor, Tensor]:
-    """The same as `ssd` in ordinary operations, which can be derived in any way."""
-    return _run(plain, (x_BLHK, dt_BLH, a_H, b_BLGN, c_BLGN, starts_BL), state_BHKN, chunk)
 
 
 def _run(core: Any, inputs: tuple[Any, ...], state_BHKN: Tensor | None, chunk: int) -> tuple[Tensor, Tensor]:

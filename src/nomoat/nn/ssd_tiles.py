@@ -188,18 +188,9 @@ class Tiled(torch.autograd.Function):
     """`plain` of nn/ssd_chunks.py: the same arguments, the same results."""
 
     @staticmethod
-    def forward(  # noqa: PLR0913 - apply hands tensors over one by one
-        ctx: Any,
-        x_BLHK: Tensor,
-        dt_BLH: Tensor,
-        a_H: Tensor,
-        b_BLGN: Tensor,
-        c_BLGN: Tensor,
-        starts_BL: Tensor | None,
-        state_BGNP: Tensor,
-        size: int,
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
         """y_BLHK and the last state_BGNP."""
+        x_BLHK, dt_BLH, a_H, b_BLGN, c_BLGN, starts_BL, state_BGNP, size = inputs
         groups = b_BLGN.shape[2]
         chunks = _Chunks.of(x_BLHK, dt_BLH, b_BLGN, c_BLGN, size)
         decay = decays(dt_BLH, a_H, starts_BL, size, groups)
