@@ -48,6 +48,8 @@ def test_the_pattern_of_mixers_repeats():
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
+        ({"heads": 0}, "width, depth and heads are at least 1"),
+        ({"kv_heads": 0}, "kv_heads, head_width and mlp_width are at least 1"),
         ({"width": 100, "heads": 12}, "width 100 cannot be split among 12 heads; nearest that can: 96"),
         ({"heads": 4, "kv_heads": 3}, "4 heads cannot share 3 key-value heads"),
         ({"mixers": ("atention",)}, "did you mean `attention`"),

@@ -76,6 +76,23 @@ def test_five_gram_beats_what_does_not_know_the_words():
     assert figure.documents == 10 and figure.bytes == sum(len(part) - 1 for part in parts[30:])
 
 
+def test_the_learning_curve_falls_with_the_text_and_is_read_on_all_of_it_where_it_is_short(tmp_path, monkeypatch):
+    tokenizer = ByteTokenizer()
+    for split, count in (("train", 40), ("heldout", 5), ("empty", 0)):
+        writer = ShardWriter(tmp_path, split, tokenizer)
+        for part in range(count):
+            writer.add(tokenizer.encode(TEXT[2000 * part : 2000 * (part + 1)].decode()), {})
+        writer.finish()
+    training, held_out = ShardReader(tmp_path, "train"), ShardReader(tmp_path, "heldout")
+    curve = baselines.learning_curve(training, held_out, tokenizer)
+    sizes, bits = zip(*curve, strict=True)
+    assert len(curve) == 3 and sizes[-1] == training.tokens and list(sizes) == sorted(sizes)
+    assert 4 > bits[0] > bits[1] > bits[2] > 1
+    monkeypatch.setattr(baselines, "CURVE_TOKENS", 8192)
+    assert baselines.learning_curve(training, held_out, tokenizer)[-1][0] == 8192
+    assert baselines.learning_curve(training, ShardReader(tmp_path, "empty"), tokenizer) == []
+
+
 def test_figures_are_kept_with_the_data_and_made_again_for_other_data(tmp_path, monkeypatch):
     tokenizer = ByteTokenizer()
     for split, start in (("train", 0), ("heldout", 30_000)):

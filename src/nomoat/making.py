@@ -87,15 +87,18 @@ def foreseen(
     from nomoat.data.files import Files
     from nomoat.data.shards import ShardReader
     from nomoat.data.tokenizer import load
+    from nomoat.evaluate.baselines import learning_curve
     from nomoat.recipes.own_text import sized
+    from nomoat.train.law import curve_of
     from nomoat.train.plan import Corpus, forecast
 
     files = Files(None if path is None else str(path), context_length=CONTEXT_LENGTH, licence=licence)
     text: Text = files.prepare(data_root(), watch)
     folder = text.paths[0]
-    vocab_size = load(Path(folder) / "tokenizer.json").vocab_size
-    size = sizes(folder)
-    corpus = Corpus(ShardReader(folder, "train").tokens, size["train"]["bytes"], vocab_size)
+    tokenizer, size = load(Path(folder) / "tokenizer.json"), sizes(folder)
+    vocab_size, training = tokenizer.vocab_size, ShardReader(folder, "train")
+    curve = curve_of(learning_curve(training, ShardReader(folder, "heldout"), tokenizer))
+    corpus = Corpus(training.tokens, size["train"]["bytes"], vocab_size, curve)
 
     def choose(width: int, batch_size: int, budget: Budget) -> Recipe:
         return sized(width, batch_size, text, vocab_size, budget)
@@ -177,14 +180,21 @@ def make(
         watch({"kind": "plan", "text": forecast.as_text(), **forecast.expected})
         if forecast.warning:
             watch({"kind": "warning", "text": forecast.warning})
-    recipe = replace(forecast.recipe, seed=seed)
-    run = Run.create(None, "python-library" if path is None else Path(path).resolve().name, recipe)
-    run.write_json(PLAN, {**forecast.expected, "planning_seconds": forecast.spent})
+    run = begun(forecast, replace(forecast.recipe, seed=seed), path)
     rates = {"price_per_hour": spending.price_per_hour, "currency": spending.budget.currency, "watts": spending.watts}
     for name, value in rates.items():
         if stated := value or getattr(spending.budget, name):
             run.decide(name, stated, 0, "stated by the user")
     return made(run, device, watch, spending.began)
+
+
+def begun(forecast: Forecast, recipe: Recipe, path: Path | str | None) -> Run:
+    """A new run that knows what is expected of it, and what planning has measured of the machine."""
+    run = Run.create(None, "python-library" if path is None else Path(path).resolve().name, recipe)
+    run.write_json(PLAN, {**forecast.expected, "planning_seconds": forecast.spent})
+    for name, value, why in forecast.decisions:
+        run.decide(name, value, 0, f"{why} (measured while planning)")
+    return run
 
 
 def is_made(run: Run) -> bool:

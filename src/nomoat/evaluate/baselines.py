@@ -16,6 +16,7 @@ import lzma
 import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,10 @@ TRAINING_TOKENS = 8_000_000
 GZIP_WINDOW = 32_768
 XZ_MOST_BYTES = 16_000_000
 """Training text that xz is given at most; it takes a second a megabyte and twelve times its size of memory."""
+
+CURVE_TOKENS = 2_000_000
+CURVE_HELD_OUT = 131_072
+"""Tokens of training and held-out text that the learning curve of a 3-gram model is drawn on, at most."""
 
 NEUTRAL = bytes(8192)
 """Zeros after a long training text: they push all of it through the encoder, at an error of about 50 bytes."""
@@ -86,6 +91,34 @@ def baselines(training: ShardReader, held_out: Excerpt, tokenizer: Tokenizer) ->
     except OSError:
         pass  # a read-only or full disk: they can be measured again
     return found
+
+
+def learning_curve(training: ShardReader, held_out: ShardReader, tokenizer: Tokenizer) -> list[tuple[int, float]]:
+    """Held-out bits per byte of a 3-gram model of a quarter, a half and all of the training text: how hard it is.
+
+    Windows are spread evenly over both; text beyond `CURVE_TOKENS` is left out, so that it takes a second or two.
+
+    Returns:
+        (tokens, bits per byte), rising; [] where nothing is held out.
+    """
+    if not held_out.tokens:
+        return []
+    read_N = _spread(held_out, CURVE_HELD_OUT)
+    spelled = int(tokenizer.lengths[read_N].sum())
+    found = {}
+    for part in (4, 2, 1):
+        known_N = _spread(training, min(training.tokens, CURVE_TOKENS) // part)
+        model = KneserNey(known_N, tokenizer.vocab_size, tokenizer.eot, order=3)
+        found[len(known_N)] = float(model.bits(read_N).sum()) / max(1, spelled)
+    return sorted(found.items())
+
+
+def _spread(reader: ShardReader, tokens: int, length: int = 256) -> NDArray[Any]:
+    """About `tokens` tokens in windows of `length`, spread evenly."""
+    if reader.tokens <= max(tokens, length):
+        return reader.window(0, reader.tokens)
+    starts = np.linspace(0, reader.tokens - length, max(1, tokens // length)).astype(np.int64)
+    return reader.windows(starts, length).reshape(-1)
 
 
 def gzip(training: bytes, held_out: bytes) -> Baseline:

@@ -100,8 +100,14 @@ class Backbone:
         unknown = [word for word in words if word not in MIXERS]
         near = max(1, round(self.width / max(self.heads, 1))) * self.heads
         table = self.dialect.positions in ("learned", "relative")
+        optional = (self.kv_heads, self.head_width, self.mlp_width)
         return [
             (min(self.width, self.depth, self.heads) < 1, "width, depth and heads are at least 1", ""),
+            (
+                any(size is not None and size < 1 for size in optional),
+                "kv_heads, head_width and mlp_width are at least 1",
+                "leave them out for the usual ones",
+            ),
             (not words, "mixers is empty", f"name {' or '.join(MIXERS)}"),
             (bool(unknown), f"no mixer is called {unknown[:1]}", nearest("".join(unknown[:1]), MIXERS)),
             (
@@ -110,7 +116,7 @@ class Backbone:
                 "or give head_width",
             ),
             (
-                bool(self.heads % self.groups),
+                bool(self.heads % max(self.groups, 1)),
                 f"{self.heads} heads cannot share {self.groups} key-value heads",
                 "kv_heads divides heads",
             ),

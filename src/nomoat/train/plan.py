@@ -1,12 +1,9 @@
 """The budget planner: what to train for this budget on this machine, and what to expect of it.
 
-    corpus, budget -> pace of a few sizes (real steps) -> the size with the lowest expected loss -> a short rehearsal
-        -> Forecast(recipe, expected, how sure), written to the run before its first step
+    corpus, budget -> pace of a few sizes (real steps) -> the size that the law expects to end lowest -> a rehearsal of
+        its pace and memory -> Forecast(recipe, expected, how sure), written to the run before its first step
 
-The loss of a size is expected by a law of the form of Hoffmann et al. 2022, arXiv:2203.15556, in bits per byte, with
-repeated tokens discounted as in Muennighoff et al. 2023, arXiv:2305.16264. Its shape was fitted on rehearsals and runs
-of the folders that docs/experiments.md names; its height is the corpus's own, found by the rehearsal: the same recipe,
-trained to its end in a small share of the budget.
+What a size comes to is expected by `law.py`, from how hard a 3-gram model finds the text.
 """
 
 from __future__ import annotations
@@ -14,7 +11,7 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,53 +20,23 @@ import torch
 from nomoat.core import device as machine
 from nomoat.core import energy
 from nomoat.core.budget import Budget
-from nomoat.core.family import Family
 from nomoat.core.recipe import Recipe
 from nomoat.core.run import Run
 from nomoat.nn.backbone import Stack
+from nomoat.train.law import LAW, Curve
 from nomoat.train.loop import train
-from nomoat.train.mover import Mover, Settings, to_device
+from nomoat.train.mover import Mover, Settings
 
 WIDTHS = (64, 128, 192, 256, 320, 384, 448, 512, 640, 768, 1024, 1280, 1536, 2048)
-MEASURED = (128, 384)  # the widths whose steps are timed; the others' times lie on the line through them
-REHEARSAL = 0.06  # share of the budget; the whole planning stays below a tenth of it
+MEASURED = (128, 320)  # the widths whose steps are timed; the others' times lie on the line through them
+REHEARSAL = 0.03  # share of the budget; the whole planning stays below a tenth of it
 TRAINING = 0.95  # share of the time that goes into steps: the rest evaluates, samples and keeps checkpoints
-LEAST_SECONDS = 3.0  # a shorter rehearsal says nothing
-MOST_SECONDS = 45.0  # who asks what two hours would buy does not want to wait for ten minutes
+LEAST_SECONDS, MOST_SECONDS = 2.0, 20.0  # of the rehearsal
 LEAST_LEFT = 0.25  # share of the time that training gets however long planning took
 MOST_EPOCHS = 20
-LEAST_HELD_OUT, MOST_HELD_OUT = 16_384, 131_072  # tokens that the rehearsal is measured on
+OF_THE_MACHINE = ("threads", "precision", "muon_dtype", "kernel")
+"""Decisions that depend on machine and recipe alone: made once, in the rehearsal."""
 Watch = Callable[[Mapping[str, Any]], None]
-
-
-@dataclass(frozen=True)
-class Law:
-    """bits per byte = height x (floor + (size / parameters)^a + (data / tokens seen)^b).
-
-    Args:
-        floor, size, data, a, b: the shape, the same for all corpora.
-        repeat: epochs after which repeated tokens are worth little (R* of Muennighoff et al. 2023).
-    """
-
-    floor: float = 0.45
-    size: float = 7.2e3
-    data: float = 2.24e5
-    a: float = 0.26
-    b: float = 0.35
-    repeat: float = 6.0
-
-    def worth(self, tokens: float, unique: float) -> float:
-        """Fresh tokens that `tokens` read from a text of `unique` tokens are worth."""
-        again = max(0.0, tokens / unique - 1)
-        return min(tokens, unique) + unique * self.repeat * (1 - math.exp(-again / self.repeat))
-
-    def shape(self, parameters: float, tokens: float, unique: float) -> float:
-        """Bits per byte, but for the corpus's height."""
-        fresh = self.worth(tokens, unique)
-        return self.floor + (self.size / parameters) ** self.a + (self.data / fresh) ** self.b
-
-
-LAW = Law()
 
 
 @dataclass(frozen=True)
@@ -80,11 +47,13 @@ class Corpus:
         tokens: of the training part.
         bytes: of the training part.
         vocab_size: of the tokenizer.
+        curve: what a 3-gram model makes of it; None where nothing is held out: then no loss is foreseen.
     """
 
     tokens: int
     bytes: int
     vocab_size: int
+    curve: Curve | None = None
 
 
 @dataclass(frozen=True)
@@ -112,6 +81,7 @@ class Forecast:
         reasons: why this size, in sentences.
         warning: one sentence where the folder is too small for its budget, else empty.
         spent: seconds that planning took.
+        decisions: (name, value, why) of what the rehearsal measured of this machine, for the run to take over.
     """
 
     recipe: Recipe
@@ -120,6 +90,7 @@ class Forecast:
     reasons: tuple[str, ...]
     warning: str = ""
     spent: float = 0.0
+    decisions: tuple[tuple[str, Any, str], ...] = ()
 
     @property
     def expected(self) -> dict[str, Any]:
@@ -168,29 +139,38 @@ def forecast(
     width, tokens = _best(corpus, paces, sized, budget, whole)
     recipe = sized(width, batch_size(tokens, sized(width, 1, budget).family.context_length), budget)
     likely = tokens * paces.seconds_per_token(width) if whole is None else whole
-    rehearsed, pace, bits = _rehearse(recipe, device, likely, paces.seconds_per_token(width), watch)
+    rehearsed = _rehearse(recipe, device, likely, paces.seconds_per_token(width), watch)
     spent = time.perf_counter() - began
     if whole is not None:
         left = max(LEAST_LEFT * whole, whole - spent)  # on a machine that is busy with other things planning may drag
         recipe = replace(recipe, budget=replace(budget, amount=budget.amount * left / (budget.seconds() or whole)))
-        tokens = left * TRAINING / pace
+        tokens = left * TRAINING / rehearsed.pace
     elif budget.unit == "steps":
         tokens = budget.amount * recipe.batch_size * recipe.family.context_length
     parameters = _parameters(recipe)
-    ratio = LAW.shape(parameters, tokens, corpus.tokens) / LAW.shape(parameters, rehearsed, corpus.tokens)
-    figures = _figures(recipe, parameters, tokens, pace, bits * ratio, spent, corpus)
+    figures = _figures(recipe, parameters, tokens, rehearsed.pace, spent, corpus)
     return Forecast(
         recipe=recipe,
         parameters=parameters,
         figures=figures,
         reasons=(
-            f"a rehearsal on {rehearsed:,.0f} tokens reached {bits:.3f} bits per byte; the law expects {ratio:.3f} "
-            f"times that after {tokens / rehearsed:.0f} times as many tokens",
+            *_why_this_loss(corpus, parameters, tokens),
             f"of the widths tried on paper ({', '.join(map(str, paces.tried))}) {width} is expected to end lowest",
         ),
         warning=too_small(tokens / corpus.tokens),
         spent=spent,
+        decisions=rehearsed.decisions,
     )
+
+
+def _why_this_loss(corpus: Corpus, parameters: float, tokens: float) -> Iterator[str]:
+    if corpus.curve is not None:
+        fresh = min(tokens, corpus.tokens)
+        yield (
+            f"a 3-gram model of {fresh:,.0f} different tokens of this text needs {corpus.curve.at(fresh):.3f} bits a "
+            f"byte; a network of this size that reads {tokens:,.0f} is expected to need "
+            f"{LAW.ratio(parameters, tokens, corpus.tokens):.3f} times that"
+        )
 
 
 class Paces:
@@ -205,7 +185,7 @@ class Paces:
         torch.set_num_threads(before)
 
     def _measured(self, width: int) -> tuple[float, float]:
-        """FLOPs and seconds of a token, by the second-best of a few real steps."""
+        """FLOPs and seconds of a token, by the middle one of three real steps."""
         recipe = self.sized(width, max(1, 4096 // self.sized(width, 1, _ONE).family.context_length), _ONE)
         family = recipe.build().to(self.device)
         length = recipe.family.context_length
@@ -216,7 +196,7 @@ class Paces:
             stack.kernel = "tiled" if length <= 1024 else "fused"  # the run itself measures which is faster
         mover = Mover(family, "model", recipe, Settings(self.device, precision, recipe.batch_size, torch.bfloat16))
         taken = []
-        for _ in range(4):
+        for _ in range(3):
             start = time.perf_counter()
             mover.move(batch, 0.5)
             taken.append(time.perf_counter() - start)
@@ -264,7 +244,8 @@ def _best(
     for width in WIDTHS:
         recipe = sized(width, 1, budget)
         tokens = _tokens(recipe, budget, seconds, paces.seconds_per_token(width))
-        found.append((LAW.shape(_parameters(recipe), tokens, corpus.tokens), width, tokens))
+        height = corpus.curve.at(min(tokens, corpus.tokens)) if corpus.curve else 1.0
+        found.append((height * LAW.ratio(_parameters(recipe), tokens, corpus.tokens), width, tokens))
     _, width, tokens = min(found)
     place = WIDTHS.index(width)
     paces.tried = WIDTHS[max(0, place - 1) : place + 2]
@@ -280,14 +261,16 @@ def _tokens(recipe: Recipe, budget: Budget, seconds: float | None, pace: float) 
     return max(1.0, (1 - REHEARSAL) * TRAINING * seconds / pace)
 
 
-def _rehearse(
-    recipe: Recipe, device: str, seconds: float, pace: float, watch: Watch | None
-) -> tuple[float, float, float]:
-    """Train the recipe to its end in a small share of the budget, in a run that is thrown away.
+@dataclass(frozen=True)
+class _Rehearsed:
+    """What a rehearsal found: seconds a token, and the decisions that it made on the way."""
 
-    Returns:
-        Tokens read, seconds a token (without what comes before the first step), held-out bits per byte.
-    """
+    pace: float
+    decisions: tuple[tuple[str, Any, str], ...]
+
+
+def _rehearse(recipe: Recipe, device: str, seconds: float, pace: float, watch: Watch | None) -> _Rehearsed:
+    """Train the recipe for a small share of the budget, in a run that is thrown away."""
     share = min(MOST_SECONDS, max(LEAST_SECONDS, REHEARSAL * seconds))
     tokens_a_step = recipe.batch_size * recipe.family.context_length
     steps = max(4, round(share / (pace * tokens_a_step)))
@@ -296,31 +279,19 @@ def _rehearse(
     short = replace(recipe, budget=Budget.parse(f"{steps}steps"), keep_every_seconds=1e9, evaluate_every=10**9)
     with tempfile.TemporaryDirectory(prefix="nomoat-plan-") as folder:
         run = Run.create(folder, "rehearsal", short)
-        family = train(short, run, device)
-        noted, precision = run.metrics("step"), run.decided("precision")
+        train(short, run, device)
+        noted = run.metrics("step")
+        decisions = tuple((d["name"], d["value"], d["why"]) for d in run.decisions() if d["name"] in OF_THE_MACHINE)
     first, last = noted[1 if len(noted) > 2 else 0], noted[-1]
-    pace = (last["seconds"] - first["seconds"]) / max(1, (last["step"] - first["step"]) * tokens_a_step)
-    return float(steps * tokens_a_step), pace, held_out_bits(recipe, family, precision, steps * tokens_a_step)
-
-
-def held_out_bits(recipe: Recipe, family: Family, precision: str, tokens: int) -> float:
-    """Held-out bits per byte on about as many tokens as were read, spread evenly: the loop's own few would not do."""
-    most = min(MOST_HELD_OUT, max(LEAST_HELD_OUT, tokens))
-    place = next(family.parameters()).device
-    nats = size = 0.0
-    with torch.no_grad(), machine.autocast(place, precision):
-        for batch in recipe.data.held_out(family, recipe.batch_size, most):
-            nats += float(family.loss(to_device(batch, place)).total)
-            size += sum(batch["bytes"])
-    return nats / math.log(2) / max(size, 1.0)
+    taken = last["seconds"] - first["seconds"]
+    return _Rehearsed(taken / max(1, (last["step"] - first["step"]) * tokens_a_step), decisions)
 
 
 def _figures(
-    recipe: Recipe, parameters: int, tokens: float, pace: float, bits: float, spent: float, corpus: Corpus
+    recipe: Recipe, parameters: int, tokens: float, pace: float, spent: float, corpus: Corpus
 ) -> dict[str, Estimate]:
     seconds, peak = tokens * pace, float(machine.peak_memory())
     figures = {
-        "held_out_bits_per_byte": Estimate.within(bits, 0.05),
         "tokens_per_second": Estimate.within(1 / pace, 0.15),
         "seconds": Estimate(seconds + spent, 0.95 * seconds + spent, 1.05 * seconds + spent),
         "steps": Estimate.within(tokens / (recipe.batch_size * recipe.family.context_length), 0.15),
@@ -329,6 +300,9 @@ def _figures(
         "memory_bytes": Estimate(peak, 0.9 * peak, 1.5 * peak),  # the rehearsal's: the same model and batch
         "flops": Estimate.within(tokens * flops_per_token(recipe), 0.15),
     }
+    if corpus.curve is not None:
+        bits = corpus.curve.at(min(tokens, corpus.tokens)) * LAW.ratio(parameters, tokens, corpus.tokens)
+        figures = {"held_out_bits_per_byte": Estimate.within(bits, LAW.within(parameters, tokens)), **figures}
     if recipe.budget.price_per_hour:
         figures["money"] = Estimate.within(recipe.budget.price_per_hour * (seconds + spent) / 3600, 0.05)
     if recipe.budget.watts:
