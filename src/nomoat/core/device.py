@@ -143,7 +143,7 @@ class Faster(NamedTuple):
 
 
 def bf16_is_faster(
-    device: torch.device, rows: int, width: int, hidden: int | None = None, seconds: float = 1.0
+    device: torch.device, rows: int, width: int, hidden: int | None = None, seconds: float = 0.5
 ) -> Faster:
     """Measure a block of the model's shape (norm, two linear layers, SiLU; forward and backward) in fp32 and bf16.
 

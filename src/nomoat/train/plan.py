@@ -28,10 +28,11 @@ from nomoat.train.loop import train
 from nomoat.train.mover import Mover, Settings
 
 WIDTHS = (64, 128, 192, 256, 320, 384, 448, 512, 640, 768, 1024, 1280, 1536, 2048)
+TIMED_TOKENS = 2048  # of the steps that are timed
 MEASURED = (128, 320)  # the widths whose steps are timed; the others' times lie on the line through them
 REHEARSAL = 0.03  # share of the budget; the whole planning stays below a tenth of it
 TRAINING = 0.95  # share of the time that goes into steps: the rest evaluates, samples and keeps checkpoints
-LEAST_SECONDS, MOST_SECONDS = 2.0, 20.0  # of the rehearsal
+LEAST_SECONDS, MOST_SECONDS = 1.5, 20.0  # of the rehearsal
 LEAST_LEFT = 0.25  # share of the time that training gets however long planning took
 MOST_EPOCHS = 20
 OF_THE_MACHINE = ("threads", "precision", "muon_dtype", "kernel")
@@ -139,16 +140,17 @@ def forecast(
     width, tokens = _best(corpus, paces, sized, budget, whole)
     recipe = sized(width, batch_size(tokens, sized(width, 1, budget).family.context_length), budget)
     likely = tokens * paces.seconds_per_token(width) if whole is None else whole
-    rehearsed = _rehearse(recipe, device, likely, paces.seconds_per_token(width), watch)
+    rehearsed = _rehearse(recipe, device, likely, paces, watch)
+    pace = rehearsed.pace / TRAINING  # with all that goes on beside the steps
     spent = time.perf_counter() - began
     if whole is not None:
         left = max(LEAST_LEFT * whole, whole - spent)  # on a machine that is busy with other things planning may drag
         recipe = replace(recipe, budget=replace(budget, amount=budget.amount * left / (budget.seconds() or whole)))
-        tokens = left * TRAINING / rehearsed.pace
+        tokens = left / pace
     elif budget.unit == "steps":
         tokens = budget.amount * recipe.batch_size * recipe.family.context_length
     parameters = _parameters(recipe)
-    figures = _figures(recipe, parameters, tokens, rehearsed.pace, spent, corpus)
+    figures = _figures(recipe, parameters, tokens, pace, spent, corpus)
     return Forecast(
         recipe=recipe,
         parameters=parameters,
@@ -180,18 +182,20 @@ class Paces:
         self.sized, self.device = sized, device
         self.tried: tuple[int, ...] = ()
         before = torch.get_num_threads()
-        torch.set_num_threads(machine.worthwhile_threads(device, 4096, 256, seconds=0.3)[0])
+        number, ratio = machine.worthwhile_threads(device, TIMED_TOKENS, 256, seconds=0.4)
+        self.threads = number, 0, f"all of torch's threads together run {ratio:.2f}x as fast as one"
+        torch.set_num_threads(number)
         self.points = sorted(self._measured(width) for width in MEASURED)
         torch.set_num_threads(before)
 
     def _measured(self, width: int) -> tuple[float, float]:
         """FLOPs and seconds of a token, by the middle one of three real steps."""
-        recipe = self.sized(width, max(1, 4096 // self.sized(width, 1, _ONE).family.context_length), _ONE)
+        recipe = self.sized(width, max(1, TIMED_TOKENS // self.sized(width, 1, _ONE).family.context_length), _ONE)
         family = recipe.build().to(self.device)
         length = recipe.family.context_length
         tokens_BL = torch.randint(recipe.family.vocab_size, (recipe.batch_size, length + 1))
         batch = {"tokens": tokens_BL, "mask": torch.ones_like(tokens_BL, dtype=torch.bool)}
-        precision = "bf16" if machine.bf16_is_faster(self.device, tokens_BL.numel(), width, seconds=0.3).yes else "fp32"
+        precision = "bf16" if machine.bf16_is_faster(self.device, tokens_BL.numel(), width, seconds=0.2).yes else "fp32"
         for stack in (module for module in family.modules() if isinstance(module, Stack)):
             stack.kernel = "tiled" if length <= 1024 else "fused"  # the run itself measures which is faster
         mover = Mover(family, "model", recipe, Settings(self.device, precision, recipe.batch_size, torch.bfloat16))
@@ -269,20 +273,21 @@ class _Rehearsed:
     decisions: tuple[tuple[str, Any, str], ...]
 
 
-def _rehearse(recipe: Recipe, device: str, seconds: float, pace: float, watch: Watch | None) -> _Rehearsed:
-    """Train the recipe for a small share of the budget, in a run that is thrown away."""
+def _rehearse(recipe: Recipe, device: str, seconds: float, paces: Paces, watch: Watch | None) -> _Rehearsed:
+    """Train the recipe for a small share of the budget, in a run that is thrown away; its second half gives the pace."""
     share = min(MOST_SECONDS, max(LEAST_SECONDS, REHEARSAL * seconds))
     tokens_a_step = recipe.batch_size * recipe.family.context_length
-    steps = max(4, round(share / (pace * tokens_a_step)))
+    steps = max(4, round(share / (paces.seconds_per_token(recipe.family.backbone.width) * tokens_a_step)))
     if watch is not None:
         watch({"kind": "phase", "phase": "planning", "steps": steps})
     short = replace(recipe, budget=Budget.parse(f"{steps}steps"), keep_every_seconds=1e9, evaluate_every=10**9)
     with tempfile.TemporaryDirectory(prefix="nomoat-plan-") as folder:
         run = Run.create(folder, "rehearsal", short)
+        run.decide("threads", *paces.threads)
         train(short, run, device)
         noted = run.metrics("step")
         decisions = tuple((d["name"], d["value"], d["why"]) for d in run.decisions() if d["name"] in OF_THE_MACHINE)
-    first, last = noted[1 if len(noted) > 2 else 0], noted[-1]
+    first, last = noted[len(noted) // 2 - 1], noted[-1]
     taken = last["seconds"] - first["seconds"]
     return _Rehearsed(taken / max(1, (last["step"] - first["step"]) * tokens_a_step), decisions)
 
