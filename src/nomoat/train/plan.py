@@ -274,7 +274,7 @@ class _Rehearsed:
 
 
 def _rehearse(recipe: Recipe, device: str, seconds: float, paces: Paces, watch: Watch | None) -> _Rehearsed:
-    """Train the recipe for a small share of the budget, in a run that is thrown away; its second half gives the pace."""
+    """Train the recipe for a small share of the budget, thrown away after; its second half gives the pace."""
     share = min(MOST_SECONDS, max(LEAST_SECONDS, REHEARSAL * seconds))
     tokens_a_step = recipe.batch_size * recipe.family.context_length
     steps = max(4, round(share / (paces.seconds_per_token(recipe.family.backbone.width) * tokens_a_step)))
