@@ -12,7 +12,6 @@ import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from nomoat.data.document import PIECE_BYTES
@@ -298,9 +297,3 @@ def as_seekable(source: Source, limit: int) -> io.BytesIO:
         if len(data) > limit:
             raise UnreadableError("too large inside an archive", f"more than {limit // 1_000_000} MB: unpack it first")
     return io.BytesIO(data)
-
-
-def plain_bytes(path: Path) -> Source:
-    """A small file's first bytes, for looking at headers and licences."""
-    with path.open("rb") as file:
-        return Source(io.BytesIO(file.read(1 << 18)))

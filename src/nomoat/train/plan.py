@@ -30,9 +30,10 @@ from nomoat.train.mover import Mover, Settings
 WIDTHS = (64, 128, 192, 256, 320, 384, 448, 512, 640, 768, 1024, 1280, 1536, 2048)
 TIMED_TOKENS = 2048  # of the steps that are timed
 MEASURED = (128, 320)  # the widths whose steps are timed; the others' times lie on the line through them
-REHEARSAL = 0.03  # share of the budget; the whole planning stays below a tenth of it
+PLANNING = 0.085  # share of the budget that planning may take; the rehearsal gets what timing steps has left of it
 TRAINING = 0.95  # share of the time that goes into steps: the rest evaluates, samples and keeps checkpoints
-LEAST_SECONDS, MOST_SECONDS = 1.5, 20.0  # of the rehearsal
+LEAST_SECONDS, MOST_SECONDS = 1.5, 20.0  # of the rehearsal's steps
+STARTING_SECONDS = 2.0  # of the rehearsal, before its first step
 LEAST_LEFT = 0.25  # share of the time that training gets however long planning took
 MOST_EPOCHS = 20
 OF_THE_MACHINE = ("threads", "precision", "muon_dtype", "kernel")
@@ -128,7 +129,7 @@ def forecast(
         budget: what may be spent on training, planning included.
         device: where to train.
         seconds: what is left of a budget of time once the files are read; None: the whole budget.
-        watch: told {"kind": "phase", ...} and {"kind": "rehearsal", ...}.
+        watch: told {"kind": "phase", ...}.
 
     Raises:
         ConfigError: the text is shorter than one context, or the watts of a budget in energy are not known.
@@ -140,7 +141,8 @@ def forecast(
     width, tokens = _best(corpus, paces, sized, budget, whole)
     recipe = sized(width, batch_size(tokens, sized(width, 1, budget).family.context_length), budget)
     likely = tokens * paces.seconds_per_token(width) if whole is None else whole
-    rehearsed = _rehearse(recipe, device, likely, paces, watch)
+    room = PLANNING * likely - (time.perf_counter() - began) - STARTING_SECONDS
+    rehearsed = _rehearse(recipe, device, min(MOST_SECONDS, max(LEAST_SECONDS, room)), paces, watch)
     pace = rehearsed.pace / TRAINING  # with all that goes on beside the steps
     spent = time.perf_counter() - began
     if whole is not None:
@@ -262,7 +264,7 @@ def _tokens(recipe: Recipe, budget: Budget, seconds: float | None, pace: float) 
     if budget.unit == "steps":
         return budget.amount * 4096
     assert seconds is not None, "every other budget buys time"
-    return max(1.0, (1 - REHEARSAL) * TRAINING * seconds / pace)
+    return max(1.0, (1 - PLANNING) * TRAINING * seconds / pace)
 
 
 @dataclass(frozen=True)
@@ -274,10 +276,9 @@ class _Rehearsed:
 
 
 def _rehearse(recipe: Recipe, device: str, seconds: float, paces: Paces, watch: Watch | None) -> _Rehearsed:
-    """Train the recipe for a small share of the budget, thrown away after; its second half gives the pace."""
-    share = min(MOST_SECONDS, max(LEAST_SECONDS, REHEARSAL * seconds))
+    """Train the recipe for `seconds`, in a run that is thrown away; all but its first fifth gives the pace."""
     tokens_a_step = recipe.batch_size * recipe.family.context_length
-    steps = max(4, round(share / (paces.seconds_per_token(recipe.family.backbone.width) * tokens_a_step)))
+    steps = max(5, round(seconds / (paces.seconds_per_token(recipe.family.backbone.width) * tokens_a_step)))
     if watch is not None:
         watch({"kind": "phase", "phase": "planning", "steps": steps})
     short = replace(recipe, budget=Budget.parse(f"{steps}steps"), keep_every_seconds=1e9, evaluate_every=10**9)
@@ -287,7 +288,7 @@ def _rehearse(recipe: Recipe, device: str, seconds: float, paces: Paces, watch: 
         train(short, run, device)
         noted = run.metrics("step")
         decisions = tuple((d["name"], d["value"], d["why"]) for d in run.decisions() if d["name"] in OF_THE_MACHINE)
-    first, last = noted[len(noted) // 2 - 1], noted[-1]
+    first, last = noted[len(noted) // 5], noted[-1]
     taken = last["seconds"] - first["seconds"]
     return _Rehearsed(taken / max(1, (last["step"] - first["step"]) * tokens_a_step), decisions)
 
