@@ -17,6 +17,7 @@ import pytest
 from nomoat.core import durable
 from nomoat.core.errors import ConfigError, DataError, RunError
 from nomoat.data import blocks, corpus, encoding, held_out, ingest, manifest
+from nomoat.data.files import Files
 from nomoat.data.shards import ShardReader
 from nomoat.data.tokenizer import load
 
@@ -93,6 +94,24 @@ def test_a_folder_becomes_a_dataset(tmp_path):
     assert stages == ["read", "compare", "tokenizer", "encode", "write", "done"]
     done = [event["done"] for event in events]
     assert done == sorted(done) and done[-1] == events[-1]["total"] > 0
+
+
+def test_what_was_left_out_is_told_with_its_place(tmp_path):
+    folder = tmp_path / "files"
+    folder.mkdir()
+    (folder / "a.txt").write_text(prose(1, 200))
+    (folder / "rows.jsonl").write_text(json.dumps({"text": prose(2)}) + '\n{"text": "bro\n')
+    (folder / "pic.txt").write_bytes(bytes(range(256)) * 20)
+    told = []
+    Files(str(folder)).prepare(tmp_path / "data", told.append)
+    (text,) = [event["text"] for event in told if event["kind"] == "warning"]
+    assert "1 x broken JSON (rows.jsonl, line 2)" in text and "1 x binary file (pic.txt)" in text
+    assert Path(text.split("; ")[1].removesuffix(" names each.")).is_file()
+    (folder / "pic.txt").unlink()
+    (folder / "rows.jsonl").unlink()
+    told.clear()
+    Files(str(folder)).prepare(tmp_path / "data", told.append)
+    assert not [event for event in told if event["kind"] == "warning"]
 
 
 def test_the_ledger_of_each_document(tmp_path):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nomoat.core.budget import Budget
-from nomoat.core.errors import NomoatError
+from nomoat.core.errors import DataError, NomoatError
 from nomoat.core.recipe import Recipe
 from nomoat.core.run import Run, runs_root
 
@@ -81,8 +81,8 @@ def foreseen(
     """Read the files, then plan for what is left of the budget.
 
     Raises:
-        DataError: nothing to read.
-        ConfigError: a budget that cannot be used, or text shorter than a context.
+        DataError: nothing to read, or too little.
+        ConfigError: a budget that cannot be used.
     """
     from nomoat.data.files import Files
     from nomoat.data.shards import ShardReader
@@ -97,6 +97,12 @@ def foreseen(
     folder = text.paths[0]
     tokenizer, size = load(Path(folder) / "tokenizer.json"), sizes(folder)
     vocab_size, training = tokenizer.vocab_size, ShardReader(folder, "train")
+    if training.tokens <= CONTEXT_LENGTH:
+        raise DataError(
+            f"the text has {training.tokens:,} tokens, too few to make a model of",
+            f"one look of the model takes {CONTEXT_LENGTH}",
+            "add text of the same kind: it begins to learn something from about 100 kB",
+        )
     curve = curve_of(learning_curve(training, ShardReader(folder, "heldout"), tokenizer))
     corpus = Corpus(training.tokens, size["train"]["bytes"], vocab_size, curve)
 

@@ -60,4 +60,6 @@ class Files:
         made = ingest(
             source, folder, tokenizer=self.tokenizer, vocab_size=self.vocab_size, licence=self.licence, watch=watch
         )
+        if watch is not None and made.dropped:
+            watch({"kind": "warning", "text": made.left_out(folder)})
         return Text(str(folder), self.context_length, self.packing, ids=(made.id,))

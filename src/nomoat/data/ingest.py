@@ -29,7 +29,7 @@ from nomoat.data.blocks import FORMAT, Facts, Reading, gather, read_blocks
 from nomoat.data.document import PIECE_BYTES, Dropped, place
 from nomoat.data.held_out import DROP, Plan, plan
 from nomoat.data.licence import LicenceFinder
-from nomoat.data.manifest import NAME, Manifest, changed, digest, listed
+from nomoat.data.manifest import DROPPED, NAME, Manifest, changed, digest, listed
 from nomoat.data.readers import Found
 from nomoat.data.spdx import expression, licence_id
 from nomoat.data.tokenizer import Tokenizer, load
@@ -39,7 +39,6 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 MOST_THREADS = 8  # each holds blocks and known words of its own
 TOKENIZER = "tokenizer.json"
-DROPPED = "dropped.jsonl"
 # The parts of the work and how long each takes, in hundredths, for the time left that is shown.
 STAGES = {"read": 25, "compare": 5, "tokenizer": 15, "encode": 45, "write": 10}
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from nomoat.data.document import Dropped
 from nomoat.data.readers import Found, walk
 
 NAME = "dataset.json"
+DROPPED = "dropped.jsonl"
 FORMAT = 1
 AGAIN = "Ingest the data again"
 
@@ -39,7 +41,7 @@ class Manifest:
         tokenizer: its hash.
         splits: "train" and "heldout" -> {documents, tokens, bytes}; tokens count the document ends.
         shards: {name, bytes, sha256} of the dataset's own files.
-        dropped: reason -> how many; `dropped.jsonl` names each.
+        dropped: reason -> how many; the file DROPPED names each.
         near_duplicates: documents that have one; all of a group are on one side.
         encodings: encoding -> documents.
         columns: which column was taken as text -> files.
@@ -83,6 +85,15 @@ class Manifest:
 
     def to_json(self) -> bytes:
         return (json.dumps({"format": FORMAT, **asdict(self)}, ensure_ascii=False, indent=1) + "\n").encode()
+
+    def left_out(self, folder: Path | str) -> str:
+        """What was left out of the dataset in `folder`, counted by reason, each with its first place; else ""."""
+        first: dict[str, str] = {}
+        with suppress(OSError), (Path(folder) / DROPPED).open(encoding="utf-8") as lines:
+            for line in map(json.loads, lines):
+                first.setdefault(line["reason"], ", ".join(filter(None, (line["source"], line["member"]))))
+        said = (f"{count:,} x {reason} ({first.get(reason, '')})" for reason, count in self.dropped.items())
+        return f"Left out: {', '.join(said)}; {Path(folder) / DROPPED} names each." if self.dropped else ""
 
     @property
     def licences(self) -> Ledger:

@@ -6,8 +6,8 @@
 Texts differ by far more than models do: after a minute of the same training captions of pictures cost 1.1 bits per
 byte, instructions with their answers 2.1. A 3-gram model, counted in a second, differs in the same way and sees how
 much more text helps; what a network comes to is a nearly common multiple of it. Law and n-gram meet at the same number
-of different tokens; tokens read again help the network alone. What no n-gram sees is text that copies from its own beginning, such
-as sums worked out under a question: there a network ends up to a third lower than this expects.
+of different tokens; tokens read again help the network alone. What no n-gram sees is text that copies from its own
+beginning, such as sums worked out under a question: there a network ends up to a third lower than this expects.
 """
 
 from __future__ import annotations
