@@ -134,7 +134,7 @@ def test_the_sentence_says_which_is_better(tmp_path):
     mixed = verdict(3.0, 1.5, 2.05)
     assert "It is better than gzip (3.00)." in mixed
     assert "cannot be told apart from the 5-gram model (2.05)." in mixed
-    assert "xz (1.50) is better, given the same training text." in mixed
+    assert "Better, given the same training text: xz (1.50)" in mixed
     beaten = verdict(1.8, 1.5, 1.0)
     assert "gzip (1.80), xz (1.50) and the 5-gram model (1.00) are better" in beaten and "not worth" in beaten
     assert verdict(3, 3, 3).startswith(

@@ -69,9 +69,7 @@ class Report:
         if equal:
             said.append(f"It cannot be told apart from {_listed(equal)}.")
         if better:
-            said.append(
-                f"{_listed(better)} {'is' if len(better) == 1 else 'are'} better, given the same training text."
-            )
+            said.append(f"Better, given the same training text: {_listed(better)}.")
         if better and not worse and not equal:
             said.append("As a model of this text it is not worth its training yet: give it more time, or more text.")
         return " ".join(said)
