@@ -136,7 +136,7 @@ def test_the_sentence_says_which_is_better(tmp_path):
     assert "cannot be told apart from the 5-gram model (2.05)." in mixed
     assert "Better, given the same training text: xz (1.50)" in mixed
     beaten = verdict(1.8, 1.5, 1.0)
-    assert "gzip (1.80), xz (1.50) and the 5-gram model (1.00) are better" in beaten and "not worth" in beaten
+    assert "text: gzip (1.80), xz (1.50) and the 5-gram model (1.00)." in beaten and "not worth" in beaten
     assert verdict(3, 3, 3).startswith(
         "Your model needs 2.00 bits for a byte of text that it has never seen (95 %: 1.90"
     )
