@@ -82,8 +82,8 @@ def test_clipping_bounds_the_norm_of_the_whole_gradient():
     seen = {}
     for clip in (0.0, 0.05):
         mover = mover_of(recipe(optimizer=Optimizer(kind="adamw", clip=clip)))
-        mover.optimizer.step = lambda multiplier, at=clip, of=mover: seen.update(
-            {at: torch.cat([p.grad.flatten() for p in of.parameters])}
+        mover.optimizer.step = lambda multiplier, scale, at=clip, of=mover: seen.update(
+            {at: torch.cat([p.grad.flatten() for p in of.parameters]) * scale}
         )
         norm = mover.move(batch, 0.5).gradient_norm
     assert seen[0.0].norm() == pytest.approx(norm, rel=1e-5)

@@ -160,6 +160,24 @@ def test_state_through_plain_tensors_is_bit_equal(kind):
         assert torch.equal(value, second.tensors()[key]), key
 
 
+@pytest.mark.parametrize("kind", ["muon", "adamw"])
+def test_a_scale_is_as_good_as_gradients_multiplied_before(kind):
+    ends = []
+    for scale in (1.0, 0.125):
+        named = parameters({"a": (6, 4), "v": (4,)})
+        optimizer = PlayerOptimizer(
+            [("a", named["a"], "matrix"), ("v", named["v"], "vector")], Optimizer(kind=kind, weight_decay=0.1)
+        )
+        for step in range(3):
+            for name, parameter in named.items():
+                drawn = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(step + len(name)))
+                parameter.grad = drawn * step / scale
+            optimizer.step(0.5, scale)
+        ends.append([parameter.detach() for parameter in named.values()] + list(optimizer.tensors().values()))
+    for one, other in zip(*ends, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_state_of_another_model_is_refused():
     named = parameters({"w": (8, 8)})
     optimizer = PlayerOptimizer([("w", named["w"], "matrix")], Optimizer())

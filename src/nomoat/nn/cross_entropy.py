@@ -75,7 +75,9 @@ class _SummedNats(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         grad_x_ND, grad_table_VD = ctx.saved_tensors
         x_type, table_type = ctx.dtypes
-        return (grad_x_ND * grad).to(x_type), (grad_table_VD * grad).to(table_type), None, None, None
+        if not grad.is_cpu or grad != 1:  # a loss that is the end of the graph hands down 1: no pass over the table
+            grad_x_ND, grad_table_VD = grad_x_ND * grad, grad_table_VD * grad
+        return grad_x_ND.to(x_type), grad_table_VD.to(table_type), None, None, None
 
 
 def summed_nats(

@@ -151,9 +151,7 @@ class Mover:
         if moved.finite:
             clip = self.recipe.optimizer.clip
             shrink = min(1.0, clip / (moved.gradient_norm + 1e-6)) if clip else 1.0
-            if gradients:
-                torch._foreach_mul_(gradients, shrink / count)
-            self.optimizer.step(moved.multiplier)
+            self.optimizer.step(moved.multiplier, shrink / count)
         self.zero()
         return moved
 

@@ -74,12 +74,13 @@ class Muon:
         self.momentum = {one.name: torch.zeros_like(one.parameter) for one in self.named}
 
     @torch.no_grad()
-    def step(self, multiplier: float) -> None:
-        """Move every parameter that has a gradient by `multiplier` times the learning rate."""
+    def step(self, multiplier: float, scale: float = 1.0) -> None:
+        """Move every parameter with a gradient, `scale` times that, by `multiplier` times the learning rate."""
         moving = [one for one in self.named if one.parameter.grad is not None]
         if not moving:
             return
         gradients = [one.parameter.grad for one in moving if one.parameter.grad is not None]
+        torch._foreach_mul_(gradients, scale)
         momenta = [self.momentum[one.name] for one in moving]
         torch._foreach_lerp_(momenta, gradients, 1 - self.settings.momentum)
         updates = torch._foreach_lerp(gradients, momenta, self.settings.momentum)
@@ -131,6 +132,7 @@ class PlayerOptimizer:
         self.muon = Muon([(name, p) for name, p, role in named if is_muon and role == "matrix"], settings, dtype)
         rest = [(name, p, role) for name, p, role in named if not (is_muon and role == "matrix")]
         self._names = {name: parameter for name, parameter, _ in rest}
+        self._device = rest[0][1].device if rest else None
         # With Muon, tables and output layers are left undecayed (nanochat); AdamW alone decays all but vectors (GPT-3).
         decayed = [p for _, p, role in rest if not is_muon and role != "vector"]
         plain = [p for _, p, role in rest if is_muon or role == "vector"]
@@ -147,10 +149,17 @@ class PlayerOptimizer:
             else None
         )
 
-    def step(self, multiplier: float) -> None:
-        """One step at `multiplier` times the learning rates; parameters without a gradient stay."""
-        self.muon.step(multiplier)
+    def step(self, multiplier: float, scale: float = 1.0) -> None:
+        """One step at `multiplier` times the learning rates; parameters without a gradient stay.
+
+        Args:
+            multiplier: of the learning rates.
+            scale: what the gradients are multiplied by first. AdamW does it where it reads them anyway: a pass of its
+                own over them costs 3 % of a step of a 124 M model.
+        """
+        self.muon.step(multiplier, scale)
         if self.adam is not None:
+            self.adam.grad_scale = torch.tensor(1 / scale, device=self._device)  # it divides by this
             for group in self.adam.param_groups:
                 group["lr"] = self.settings.adam_learning_rate * multiplier
             self.adam.step()
