@@ -159,7 +159,7 @@ class PlayerOptimizer:
         """
         self.muon.step(multiplier, scale)
         if self.adam is not None:
-            self.adam.grad_scale = torch.tensor(1 / scale, device=self._device)  # it divides by this
+            setattr(self.adam, "grad_scale", torch.tensor(1 / scale, device=self._device))  # noqa: B010  it divides by this
             for group in self.adam.param_groups:
                 group["lr"] = self.settings.adam_learning_rate * multiplier
             self.adam.step()
