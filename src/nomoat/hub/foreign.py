@@ -31,6 +31,7 @@ from nomoat.hub.config import read_config
 from nomoat.hub.fields import MOST, read_json
 from nomoat.hub.gguf import MAGIC, Header, read_header
 from nomoat.hub.gguf_keys import config_of
+from nomoat.hub.names import Names
 
 Vocabulary = tuple[str, dict[str, Any]]
 """The text of a tokenizer.json, and what chat.json holds."""
@@ -97,12 +98,21 @@ def later(header: Header, name: str) -> Later:
     return Later(place.shape, DTYPES.get(place.kind, torch.float32), make)
 
 
-def _gguf(path: Path) -> Foreign:
+def open_gguf(path: Path) -> tuple[Header, LM, Names]:
+    """The header of a GGUF, the model that it describes, and the names of its tensors.
+
+    Raises:
+        DataError: it is damaged, or something in it cannot be honoured.
+    """
     header = read_header(path)
     data = config_of(header)
-    config = read_config(data, path.name)
+    return header, read_config(data, path.name), names.GGUF[data["model_type"]]
+
+
+def _gguf(path: Path) -> Foreign:
+    header, config, table = open_gguf(path)
     theirs = {name: later(header, name) for name in header.tensors}
-    tensors = names.read(config, names.GGUF[data["model_type"]], theirs, path.name)
+    tensors = names.read(config, table, theirs, path.name)
     said = header.metadata.get("general.license")
     licence = (licence_id(said) or said, "general.license of the file") if isinstance(said, str) and said else None
 
