@@ -8,6 +8,7 @@ are no metadata there but a tensor, `rope_freqs.weight`: what each frequency is 
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -102,24 +103,23 @@ def _stretch(fields: Fields, kind: str, header: Header, head_width: int, base: f
     if scaling != "default":
         found["factor"] = fields.number(f"{kind}.rope.scaling.factor")
     if scaling == "yarn":
-        found["original_max_position_embeddings"] = fields.whole(
-            f"{kind}.rope.scaling.original_context_length", None, LONG
-        )
-        found["beta_fast"] = fields.number(f"{kind}.rope.scaling.yarn_beta_fast", 32.0)
-        found["beta_slow"] = fields.number(f"{kind}.rope.scaling.yarn_beta_slow", 1.0)
+        longest = fields.whole(f"{kind}.rope.scaling.original_context_length", None, LONG)
+        found |= {f"beta_{end}": fields.take(f"{kind}.rope.scaling.yarn_beta_{end}", None) for end in ("fast", "slow")}
+        found["original_max_position_embeddings"] = longest
     place = header.tensors.get("rope_freqs.weight")
     if place is not None and kind == "llama":
-        factors = unpack(place.kind, header.read("rope_freqs.weight")).ravel()
-        scaled = replace(LLAMA3, factor=float(factors.max()))
-        if scaling != "default" or not np.allclose(factors, divisors(scaled, base, head_width), rtol=1e-3):
-            raise DataError(
-                f"the rope_freqs of {header.path.name} are not Llama 3's",
-                "they divide its frequencies in a way that cannot be computed here",
-            )
-        if scaled.factor != 1.0:
-            scaling = "llama3"
-            found |= {"factor": scaled.factor, "low_freq_factor": scaled.low, "high_freq_factor": scaled.high}
-            found["original_max_position_embeddings"] = scaled.original_length
+        factor = 0.0
+        if place.shape == (head_width // 2,) and scaling == "default":
+            factors_K = unpack(place.kind, header.read("rope_freqs.weight")).ravel()
+            # Of Llama 3's numbers only the factor differs; the longest wave, which is stretched most, tells it.
+            turns = LLAMA3.original_length * base ** (2 / head_width - 1) / (2 * math.pi)
+            keep = min(1.0, max(0.0, (turns - LLAMA3.low) / (LLAMA3.high - LLAMA3.low)))
+            factor = float(f"{(1 - keep) / (1 / float(factors_K[-1]) - keep):.4g}")
+        if factor <= 0 or not np.allclose(factors_K, divisors(replace(LLAMA3, factor=factor), base, head_width), 1e-3):
+            raise fields.refused("rope_freqs.weight", place.shape, "it stretches positions in another way than Llama 3")
+        found |= {"factor": factor, "low_freq_factor": LLAMA3.low, "high_freq_factor": LLAMA3.high}
+        found["original_max_position_embeddings"] = LLAMA3.original_length
+        scaling = "llama3"
     return found | {"rope_type": scaling}
 
 
