@@ -178,10 +178,8 @@ def test_what_cannot_be_honoured_is_refused_by_name(name, changes, said, saved, 
     assert not runs_root.exists() or not [*runs_root.iterdir()]
 
 
-@pytest.mark.parametrize(
-    ("changes", "said"), [({"torn": 1}, "does not: `torn`"), ({"lm_head.weight": 0}, "two differ")]
-)
-def test_tensors_that_the_architecture_lacks_are_refused(changes, said, saved):
+@pytest.mark.parametrize(("more", "said"), [("torn", "does not: `torn`"), ("lm_head.weight", "two different")])
+def test_tensors_that_the_architecture_lacks_are_refused(more, said, saved):
     from safetensors.torch import load_file, save_file
 
     _, folder = saved("llama-tied")
@@ -305,22 +303,23 @@ def test_a_run_that_other_programs_cannot_open_is_not_exported(tmp_path):
 
 @pytest.mark.slow
 def test_import_needs_little_memory(tmp_path):
-    """A model of 200 MB: well below its size above the process that has only imported torch."""
+    """A model of 176 MB: far below its size above a process that has torch and an empty model."""
     fields = {**MODELS["llama"][1], "hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 14}
     transformers.LlamaForCausalLM(transformers.LlamaConfig(**fields)).save_pretrained(tmp_path / "large")
     code = f"""
 import resource, torch
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 from nomoat.hub.importing import import_model
-with torch.device("meta"): torch.nn.Linear(2, 2)
+from nomoat.families.lm import LM
+with torch.device("meta"): LM.tiny().build({{}})
 before = peak()
 import_model({str(tmp_path / "large")!r})
 print(peak() - before)
 """
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     size = (tmp_path / "large" / "model.safetensors").stat().st_size
-    assert size > 190e6
-    assert int(said.stdout) < 0.7 * size
+    assert size > 170e6
+    assert int(said.stdout) < 0.3 * size
 
 
 @pytest.fixture(scope="session")
