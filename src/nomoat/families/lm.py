@@ -80,7 +80,9 @@ class LanguageModel(Family):
     @property
     def table(self) -> Tensor:
         """The output layer's weights; the token table itself where the dialect ties them."""
-        return self.embed.weight if self.output is None else self.output.weight
+        layer = self.embed if self.output is None else self.output
+        packed = getattr(layer, "matrix", None)
+        return layer.weight if packed is None else packed.weight()
 
     def trunk(self, batch: Batch) -> Tensor:
         """What the stack makes of all tokens but the last: [B, L, D], scaled for the output layer."""
@@ -126,7 +128,9 @@ class LanguageModel(Family):
     def decode(self, tokens_BL: Tensor, memory: Memory, slots: Sequence[int]) -> Tensor:
         """Append tokens [B, L] to the slots and return the logits [B, L, V] after each of them."""
         x_BLD = self.stack(self.embed(tokens_BL), None, Ports(), memory, slots).x_BLD * self.output_scale
-        logits_BLV = F.linear(x_BLD, self.table).float()
+        layer = self.embed if self.output is None else self.output
+        packed = getattr(layer, "matrix", None)
+        logits_BLV = F.linear(x_BLD, self.table).float() if packed is None else packed.multiply(x_BLD)
         return logits_BLV if self.soft_cap is None else self.soft_cap * torch.tanh(logits_BLV / self.soft_cap)
 
     def example(self, samples: int = 2) -> Batch:
