@@ -9,6 +9,7 @@ What this cannot do it says in words (`why_not`), and the model decodes by itsel
 from __future__ import annotations
 
 import importlib.util
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,7 +48,16 @@ def product(matrix: Packed, x: Tensor) -> Tensor:
     owned = np.array([area.ctypes.data for area in own], dtype=np.int64)
     counters = np.zeros(2 * (len(rows) // BLOCK + 1), dtype=np.int64)
     tables = np.array(
-        [0, described.ctypes.data, rows.data_ptr(), len(rows), out.data_ptr(), counters.ctypes.data, owned.ctypes.data, 0],
+        [
+            0,
+            described.ctypes.data,
+            rows.data_ptr(),
+            len(rows),
+            out.data_ptr(),
+            counters.ctypes.data,
+            owned.ctypes.data,
+            0,
+        ],
         dtype=np.int64,
     )
     hands.perform(tables.ctypes.data)
@@ -78,12 +88,13 @@ def _describe(matrix: Packed | nn.Module, bias: Any) -> Any:
     return np.array([kind, weights.data_ptr(), scales, address, outputs, inputs, inputs, row], dtype=np.int64)
 
 
-def why_not(model: nn.Module) -> str:
+def why_not(model: Any) -> str:
     """Why a language model cannot be decoded natively, in words; empty where it can."""
-    backbone = model.stack.backbone  # type: ignore[union-attr]
+    backbone = model.stack.backbone
     dialect = backbone.dialect
     sizes = backbone.width, backbone.inner, backbone.head_size * backbone.heads
-    linear = {type(module) for module in model.modules() if hasattr(module, "weight") and module.weight.ndim == 2}
+    weights = ((type(module), module._parameters.get("weight")) for module in model.modules())
+    linear = {kind for kind, weight in weights if weight is not None and weight.ndim == 2}
     faults = {
         "Numba is not installed": not is_available(),
         "it has layers that are no attention": set(backbone.pattern) != {"attention"},
@@ -120,13 +131,14 @@ class Native:
         self.model, self.config, self.stack = model, model.config, model.stack
         self.crew = crew(threads)
         self._kept: list[Any] = []
+        self._one = threading.Lock()  # the scratch areas are one step's at a time
         packed = any(isinstance(module, Packed) for module in model.modules())
         whole = not packed and next(model.parameters()).dtype == torch.float32
         self.memory_dtype = torch.float32 if whole else torch.bfloat16
         self._lay_out()
 
     def memory(self, slots: int, length: int) -> Memory:
-        """Room for `slots` sequences of up to `length` tokens; keys and values in bf16, or fp32 where the weights are."""
+        """Room for `slots` sequences of up to `length` tokens, in bf16; in fp32 where the weights are."""
         return self.stack.memory(slots, length, self.memory_dtype)
 
     def begin(self, batch: Batch, memory: Memory, slots: Sequence[int]) -> None:
@@ -137,9 +149,13 @@ class Native:
         """Append tokens [B, L] to the slots and return the logits [B, L, V] after each of them, in float."""
         from nomoat.nn.steps import ROWS
 
+        with self._one:
+            if tokens_BL.numel() > ROWS:
+                return self.model.decode(tokens_BL, memory, slots)
+            return self._step(tokens_BL, memory, slots)
+
+    def _step(self, tokens_BL: Tensor, memory: Memory, slots: Sequence[int]) -> Tensor:
         batch, length = tokens_BL.shape
-        if batch * length > ROWS:
-            return self.model.decode(tokens_BL, memory, slots)
         starts = [memory.lengths[slot] for slot in slots]
         reach = max(starts) + length
         for slot, start in zip(slots, starts, strict=True):

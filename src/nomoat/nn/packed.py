@@ -1,7 +1,7 @@
 """Weights of 8 or 4 bits: 32 weights share one half-float scale, laid out as the CPU's byte products read them.
 
-    weight_ND -> groups of 32 -> round(w / scale) -> tiles of 16 rows [N/16, K/32, 16 K-bytes..] + scales [N/16, K/32, 16]
-    x -> bytes -> products in int32 -> x scales -> y          (nn/vectors.py; without Numba: unpacked, multiplied, dropped)
+    weight_ND -> groups of 32 -> round(w / scale) -> tiles of 16 rows [N/16, D/32, bytes] + scales [N/16, D/32, 16]
+    x -> bytes -> products in int32 -> x scales -> y     (nn/vectors.py; without Numba: unpacked, multiplied, dropped)
 
 The formats hold exactly what llama.cpp's Q8_0 and Q4_0 hold, so such files are kept bit for bit. In 4 bits the scale is
 the one of a few candidates that has the least squared error.
@@ -9,7 +9,7 @@ the one of a few candidates that has the least squared error.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -73,7 +73,7 @@ def untiled(tiles: Tensor, scales: Tensor, bits: int, outputs: int) -> Tensor:
 
 
 class Packed(nn.Module):
-    """A matrix [outputs, inputs] of 8 or 4 bits as buffers `tiles` and `scales`: the run's file holds them as they are."""
+    """A matrix [outputs, inputs] of 8 or 4 bits in the buffers `tiles` and `scales`, and so in a run's file."""
 
     tiles: Tensor
     scales: Tensor
@@ -136,25 +136,31 @@ class PackedEmbedding(nn.Module):
         return self.matrix.rows(tokens_BL)
 
 
+Model = TypeVar("Model", bound=nn.Module)
+
+
 def packs(module: nn.Module) -> bool:
     """Whether a module is one that is packed: a linear layer or a table whose inputs split in groups."""
     return isinstance(module, nn.Linear | nn.Embedding) and module.weight.shape[1] % GROUP == 0
 
 
-def pack_(model: nn.Module, bits: int) -> nn.Module:
+def pack_(model: Model, bits: int) -> Model:
     """Put packed modules in the place of all linear layers and tables, one by one, so that little is held twice.
 
-    On the meta device they come out empty, ready to be loaded.
+    What is on the meta device comes out empty, ready to be loaded.
     """
     for name, module in list(model.named_modules()):
         if not packs(module):
+            for own, parameter in list(module._parameters.items()):
+                if parameter is not None and parameter.is_meta:
+                    module._parameters[own] = nn.Parameter(torch.zeros(parameter.shape), requires_grad=False)
             continue
-        outputs, inputs = module.weight.shape  # type: ignore[misc]
+        outputs, inputs = module.weight.shape
         packed: Any = PackedEmbedding(outputs, inputs, bits)
         if isinstance(module, nn.Linear):
             packed = PackedLinear(outputs, inputs, bits, module.bias is not None)
-        if not module.weight.is_meta:  # type: ignore[union-attr]
-            packed.matrix.fill(module.weight.detach())  # type: ignore[arg-type, operator]
+        if not module.weight.is_meta:
+            packed.matrix.fill(module.weight.detach())
             if getattr(packed, "bias", None) is not None:
                 packed.bias.data.copy_(module.bias.detach())
         parent, _, last = name.rpartition(".")

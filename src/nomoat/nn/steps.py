@@ -448,5 +448,7 @@ def work(thread, threads, tables):
     step, padded = matrix[INPUTS] * 4, (matrix[OUTPUTS] + 15) // 16 * 64
     for first in range(0, rows, BLOCK):
         some = min(BLOCK, rows - first)
-        _spread(matrix, given + first * step, step, some, out + first * padded, padded, own[thread], counter, threads, 0)
+        _spread(
+            matrix, given + first * step, step, some, out + first * padded, padded, own[thread], counter, threads, 0
+        )
         counter += 16

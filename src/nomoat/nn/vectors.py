@@ -21,9 +21,8 @@ from typing import Any
 
 import llvmlite.binding
 from llvmlite import ir
-from numba import types
+from numba import extending, types
 from numba.core import cgutils
-from numba.extending import intrinsic
 
 LANES = 16
 GROUP = 32
@@ -32,6 +31,7 @@ F16, F32 = ir.HalfType(), ir.FloatType()
 
 Value = Any
 Builder = Any
+intrinsic: Any = extending.intrinsic  # its first argument is given by Numba: type checkers would miss it
 
 
 def has_byte_products() -> bool:
@@ -88,6 +88,19 @@ def _void(count: int) -> Any:
     return types.void(*[types.int64] * count)
 
 
+def _apart(b: Builder, name: str, given: list[Value], body: Callable[[Builder, list[Value]], None]) -> None:
+    """Call a function that stands once in the module and is never inlined: the compiler has a tenth of the work."""
+    kind = ir.FunctionType(ir.VoidType(), [I64] * len(given))
+    function = cgutils.get_or_insert_function(b.module, kind, f"nomoat_{name}")
+    if function.is_declaration:
+        function.linkage = "internal"
+        function.attributes.add("noinline")
+        inner = ir.IRBuilder(function.append_basic_block("entry"))
+        body(inner, list(function.args))
+        inner.ret_void()
+    b.call(function, given)
+
+
 def _halves(b: Builder, address: Value) -> tuple[Value, Value]:
     """32 bfloat16 numbers as two float vectors: those at even places, those at odd ones."""
     pairs = _load(b, address, _vector(I32))
@@ -126,7 +139,7 @@ def grouped(rows: int, bits: int, fast: bool) -> Callable[..., Any]:
 
     @intrinsic
     def product(ty, w, s, x, xs, xc, out, groups, x_step, g_step, o_step):
-        def code(context, b, signature, given):
+        def body(b, given):
             w, s, x, xs, xc, out, groups, x_step, g_step, o_step = given
             sums = [cgutils.alloca_once_value(b, _all(0.0)) for _ in range(rows)]
             with cgutils.for_range(b, groups) as loop:
@@ -150,6 +163,9 @@ def grouped(rows: int, bits: int, fast: bool) -> Callable[..., Any]:
                     b.store(_fma(b, b.sitofp(totals[r], _vector(F32)), both, b.load(sums[r])), sums[r])
             for r in range(rows):
                 _store(b, b.load(sums[r]), b.add(out, b.mul(I64(r), o_step)))
+
+        def code(context, b, signature, given):
+            _apart(b, f"q{bits}_{rows}_{int(fast)}", given, body)
             return context.get_dummy_value()
 
         return _void(10), code
@@ -165,7 +181,7 @@ def by_rows(outputs: int, rows: int, half: bool) -> Callable[..., Any]:
 
     @intrinsic
     def product(ty, w, x, out, blocks, w_step, x_step, o_step):
-        def code(context, b, signature, given):
+        def body(b, given):
             w, x, out, blocks, w_step, x_step, o_step = given
             sums = [[cgutils.alloca_once_value(b, _all(0.0)) for _ in range(rows)] for _ in range(outputs)]
             with cgutils.for_range(b, blocks) as loop:
@@ -185,6 +201,9 @@ def by_rows(outputs: int, rows: int, half: bool) -> Callable[..., Any]:
             for o in range(outputs):
                 for r in range(rows):
                     _store(b, _sum(b, b.load(sums[o][r])), b.add(_at(b, out, o, 4), b.mul(I64(r), o_step)))
+
+        def code(context, b, signature, given):
+            _apart(b, f"rows_{outputs}_{rows}_{int(half)}", given, body)
             return context.get_dummy_value()
 
         return _void(7), code
