@@ -185,8 +185,8 @@ def test_the_portable_kernel_gives_the_same_integers(bits, rows):
     kernel = grouped(rows, bits, False)
 
     @njit
-    def run(w, s, x, xs, xc, out, groups, x_step, g_step, o_step):
-        kernel(w, s, x, xs, xc, out, groups, x_step, g_step, o_step)
+    def run(w, s, x, xs, xc, out, groups, o_step):
+        kernel(w, s, x, xs, xc, out, groups, o_step)
 
     generator = torch.Generator().manual_seed(7)
     matrix = Packed(16, 64, bits).fill(torch.randn(16, 64, generator=generator))
@@ -195,7 +195,7 @@ def test_the_portable_kernel_gives_the_same_integers(bits, rows):
     corrections = x.view(rows, 2, 32).sum(2).to(torch.int32) * {8: 128, 4: 8}[bits]
     out = torch.zeros(rows, 16)
     tensors = matrix.tiles, matrix.scales, x, scales, corrections, out
-    run(*(tensor.data_ptr() for tensor in tensors), 2, 64, 8, 64)
+    run(*(tensor.data_ptr() for tensor in tensors), 2, 64)
     given = x.float().unflatten(1, (2, 32)) * scales.unsqueeze(2)
     torch.testing.assert_close(out, given.flatten(1) @ matrix.weight().T, rtol=1e-4, atol=1e-4)
 

@@ -74,16 +74,16 @@ def _tiles(one, two, four, eight):
         while r < rows:
             a, b, c, o = x + r * x_step, xs + r * g_step, xc + r * g_step, out + r * o_step
             if rows - r >= 8:
-                eight(w, s, a, b, c, o, groups, x_step, g_step, o_step)
+                eight(w, s, a, b, c, o, groups, o_step)
                 r += 8
             elif rows - r >= 4:
-                four(w, s, a, b, c, o, groups, x_step, g_step, o_step)
+                four(w, s, a, b, c, o, groups, o_step)
                 r += 4
             elif rows - r >= 2:
-                two(w, s, a, b, c, o, groups, x_step, g_step, o_step)
+                two(w, s, a, b, c, o, groups, o_step)
                 r += 2
             else:
-                one(w, s, a, b, c, o, groups, x_step, g_step, o_step)
+                one(w, s, a, b, c, o, groups, o_step)
                 r += 1
 
     return product
@@ -144,9 +144,9 @@ def _rows_of(kind, w, x, out, count, blocks, w_step, rows, o_step):
 
 
 @native
-def prepare(matrix, x, x_step, rows, area):
+def prepare(matrix, x, rows, area):
     """Bring rows of floats into the order that a matrix's products read, at `area`."""
-    kind, inputs, padded = matrix[KIND], matrix[INPUTS], matrix[PADDED]
+    kind, inputs, padded, x_step = matrix[KIND], matrix[INPUTS], matrix[PADDED], 4 * matrix[INPUTS]
     if kind >= 2:
         groups = inputs // 32
         scales = area + rows * inputs
@@ -342,9 +342,9 @@ def meet(counter, threads):
 
 
 @native
-def _spread(matrix, given, given_step, rows, out, o_step, area, counter, threads, x):
+def _spread(matrix, given, rows, out, o_step, area, counter, threads, x):
     """A whole product, shared out among the threads by pieces; where x is no 0, the result is added to x."""
-    prepare(matrix, given, given_step, rows, area)
+    prepare(matrix, given, rows, area)
     units = (matrix[OUTPUTS] + 15) // 16
     piece = max(1, units // (8 * threads))
     while True:
@@ -362,11 +362,11 @@ def _spread(matrix, given, given_step, rows, out, o_step, area, counter, threads
 
 
 @native
-def _widen(matrix, given, given_step, rows, sizes, wide, hidden, area, counter, threads):
+def _widen(matrix, given, rows, sizes, wide, hidden, area, counter, threads):
     """The first half of an MLP: up (and gate), activation; shared out among the threads."""
     inner, gated = sizes[INNER], sizes[GATED]
     step = (2 * inner if gated else inner) * 4
-    prepare(matrix, given, given_step, rows, area)
+    prepare(matrix, given, rows, area)
     units = inner // 16
     piece = max(1, units // (8 * threads))
     while True:
@@ -382,13 +382,9 @@ def _widen(matrix, given, given_step, rows, sizes, wide, hidden, area, counter, 
                 activate(sizes[ACTIVATION], here, 16)
                 y = carray(array_at(here), (16,), np.float32)
                 h = carray(array_at(hidden + (r * inner + u * 16) * 4), (16,), np.float32)
-                if gated:
-                    z = carray(array_at(here + inner * 4), (16,), np.float32)
-                    for i in range(16):
-                        h[i] = y[i] * z[i]
-                else:
-                    for i in range(16):
-                        h[i] = y[i]
+                z = carray(array_at(here + inner * 4 * gated), (16,), np.float32)
+                for i in range(16):
+                    h[i] = y[i] * z[i] if gated else y[i]
     meet(counter + 8, threads)
 
 
@@ -400,17 +396,16 @@ def walk(thread, threads, tables):
     numbers, areas = carray(array_at(at[3]), (2,), np.float32), carray(array_at(at[4]), (AREAS,), np.int64)
     matrices = carray(array_at(at[0]), (4 * sizes[DEPTH] + 1, 8), np.int64)
     layers = carray(array_at(at[1]), (sizes[DEPTH], 12), np.int64)
-    width, inner, rows = sizes[WIDTH], sizes[INNER], sizes[SEQUENCES] * sizes[LENGTH]
+    width, rows = sizes[WIDTH], sizes[SEQUENCES] * sizes[LENGTH]
     own = carray(array_at(areas[OWN]), (2 * threads,), np.int64)
     area, aside = own[2 * thread], own[2 * thread + 1]
     x, counter, epsilon, kind = areas[X], areas[COUNTERS], numbers[EPSILON], sizes[NORM_KIND]
     mixed, attended, wide, hidden = areas[MIXED], areas[ATTENDED], areas[WIDE], areas[HIDDEN]
-    step, asked = 4 * width, 4 * sizes[HEADS] * sizes[HEAD_WIDTH]
-    held = asked + 8 * sizes[GROUPS] * sizes[HEAD_WIDTH]
+    step, held = 4 * width, 4 * sizes[HEAD_WIDTH] * (sizes[HEADS] + 2 * sizes[GROUPS])
     for number in range(sizes[DEPTH]):
         layer = layers[number]
         norm_rows(x, rows, width, kind, epsilon, layer[NORM], layer[NORM_BIAS], aside)
-        _spread(matrices[layer[QKV]], aside, step, rows, mixed, held, area, counter, threads, 0)
+        _spread(matrices[layer[QKV]], aside, rows, mixed, held, area, counter, threads, 0)
         meet(counter + 8, threads)
         counter += 16
         while True:
@@ -420,19 +415,19 @@ def walk(thread, threads, tables):
             attend(layer, sizes, numbers, areas, job, aside)
         meet(counter + 8, threads)
         counter += 16
-        _spread(matrices[layer[OUT]], attended, asked, rows, hidden, step, area, counter, threads, x)
+        _spread(matrices[layer[OUT]], attended, rows, hidden, step, area, counter, threads, x)
         meet(counter + 8, threads)
         counter += 16
         norm_rows(x, rows, width, kind, epsilon, layer[NORM_2], layer[NORM_2_BIAS], aside)
-        _widen(matrices[layer[UP]], aside, step, rows, sizes, wide, hidden, area, counter, threads)
+        _widen(matrices[layer[UP]], aside, rows, sizes, wide, hidden, area, counter, threads)
         counter += 16
-        _spread(matrices[layer[DOWN]], hidden, 4 * inner, rows, attended, step, area, counter, threads, x)
+        _spread(matrices[layer[DOWN]], hidden, rows, attended, step, area, counter, threads, x)
         meet(counter + 8, threads)
         counter += 16
     table = matrices[sizes[TABLE]]
     norm_rows(x, rows, width, kind, epsilon, sizes[FINAL_NORM], sizes[FINAL_BIAS], aside)
     padded = (table[OUTPUTS] + 15) // 16 * 64
-    _spread(table, aside, step, rows, areas[LOGITS], padded, area, counter, threads, 0)
+    _spread(table, aside, rows, areas[LOGITS], padded, area, counter, threads, 0)
 
 
 @native

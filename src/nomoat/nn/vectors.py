@@ -133,14 +133,15 @@ def grouped(rows: int, bits: int, fast: bool) -> Callable[..., Any]:
     """One tile of 16 outputs for `rows` prepared inputs, weights of 8 or 4 bits.
 
     The function takes w, scales, x, x's scales, its corrections, out, the number of groups, and the bytes from one row
-    to the next in x, in its scales (and corrections), and in out.
+    to the next in out.
     """
     blocks, tile = (8, 512) if bits == 8 else (4, 256)
 
     @intrinsic
-    def product(ty, w, s, x, xs, xc, out, groups, x_step, g_step, o_step):
+    def product(ty, w, s, x, xs, xc, out, groups, o_step):
         def body(b, given):
-            w, s, x, xs, xc, out, groups, x_step, g_step, o_step = given
+            w, s, x, xs, xc, out, groups, o_step = given
+            x_step, g_step = b.mul(groups, I64(GROUP)), b.mul(groups, I64(4))
             sums = [cgutils.alloca_once_value(b, _all(0.0)) for _ in range(rows)]
             with cgutils.for_range(b, groups) as loop:
                 scale = b.fpext(_load(b, _at(b, s, loop.index, 2 * LANES), _vector(F16)), _vector(F32))
@@ -168,7 +169,7 @@ def grouped(rows: int, bits: int, fast: bool) -> Callable[..., Any]:
             _apart(b, f"q{bits}_{rows}_{int(fast)}", given, body)
             return context.get_dummy_value()
 
-        return _void(10), code
+        return _void(8), code
 
     return product
 
