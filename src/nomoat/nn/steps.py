@@ -62,7 +62,7 @@ ROWS = 16
 FAST = has_byte_products()
 SCORE_HALF, SCORE_WHOLE, MIX_HALF, MIX_WHOLE = scoring(True), scoring(False), mixing(True), mixing(False)
 
-native: Any = njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "arcp", "nsz"}, error_model="numpy")
+native: Any = njit(nogil=True, fastmath={"reassoc", "contract", "arcp", "nsz"}, error_model="numpy")
 
 
 def _tiles(one, two, four, eight):
@@ -443,7 +443,5 @@ def work(thread, threads, tables):
     step, padded = matrix[INPUTS] * 4, (matrix[OUTPUTS] + 15) // 16 * 64
     for first in range(0, rows, BLOCK):
         some = min(BLOCK, rows - first)
-        _spread(
-            matrix, given + first * step, step, some, out + first * padded, padded, own[thread], counter, threads, 0
-        )
+        _spread(matrix, given + first * step, some, out + first * padded, padded, own[thread], counter, threads, 0)
         counter += 16
