@@ -91,21 +91,34 @@ def pick(logits_BV: Tensor, options: SamplingOptions, generator: torch.Generator
         NomoatError: a row holds NaN or forbids every token.
     """
     if options.temperature == 0:
-        best_B1, token_B1 = logits_BV.max(1, keepdim=True)
-        _check(bool(best_B1.isfinite().all()))
-        return token_B1[:, 0]
+        token_B = _best(logits_BV)
+        _check(bool(logits_BV.gather(1, token_B[:, None]).isfinite().all()))
+        return token_B
     p_BV = probabilities(logits_BV, options)
-    rows = len(p_BV)
     if isinstance(generator, torch.Generator):
-        uniform_B = torch.rand(rows, generator=generator)
-    else:
-        uniform_B = torch.stack([torch.rand((), generator=own) for own in generator])
+        return draw(p_BV, torch.rand(len(p_BV), generator=generator))
+    return draw(p_BV, torch.stack([torch.rand((), generator=own) for own in generator]))
+
+
+def draw(p_BV: Tensor, uniform_B: Tensor) -> Tensor:
+    """The token [B] of each row at which the summed probabilities pass `uniform_B` (0 to 1) of their whole.
+
+    Raises:
+        NomoatError: a row holds NaN.
+    """
     reach_BV = p_BV.cumsum(1)
     _check(bool(reach_BV[:, -1].isfinite().all()))
     whole_B1 = reach_BV[:, -1:].contiguous()
     token_B1 = torch.searchsorted(reach_BV, uniform_B.to(p_BV.device)[:, None] * whole_B1, right=True)
     last_B1 = torch.searchsorted(reach_BV, whole_B1)  # rounding must not reach beyond the last possible token
     return torch.minimum(token_B1, last_B1)[:, 0]
+
+
+def _best(logits_BV: Tensor) -> Tensor:
+    """The first of each row's greatest; NumPy's search takes a tenth of the time of torch's on a CPU."""
+    if logits_BV.is_cpu and logits_BV.dtype == torch.float32:
+        return torch.from_numpy(logits_BV.detach().numpy().argmax(1))
+    return logits_BV.argmax(1)
 
 
 def _check(finite: bool) -> None:
