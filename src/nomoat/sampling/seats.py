@@ -20,8 +20,8 @@ from nomoat.sampling.write import device_of
 
 LEAST = 8
 """A common beginning of fewer tokens is read again."""
-SPARE = 16
-"""A text that would lose no more than this by a rewind is not kept for its own sake."""
+SPARE, WORTH = 16, 256
+"""A text that would lose more by a rewind is copied: while a seat is empty, and at the cost of another text."""
 
 
 @dataclass
@@ -32,6 +32,7 @@ class Seat:
         number: the slot.
         tokens: the text; the memory has read the first `read` of them.
         room: tokens that the memory has room for.
+        own: tokens read that are lost if this seat goes back behind them.
         busy: somebody writes here.
         used: when it was last taken or left; 0: never.
     """
@@ -40,6 +41,7 @@ class Seat:
     tokens: list[int] = field(default_factory=list)
     read: int = 0
     room: int = 0
+    own: int = 0
     busy: bool = False
     used: int = 0
 
@@ -57,10 +59,13 @@ class Seats:
         count: slots.
         length: most tokens of a slot.
         block: the memory of a slot grows by so many tokens.
+        spare: tokens that a text may lose before it is copied: while a seat is empty, and else.
     """
 
-    def __init__(self, model: Decodes, count: int, length: int, block: int = 256) -> None:
-        self.model, self.length, self.block = model, length, block
+    def __init__(
+        self, model: Decodes, count: int, length: int, block: int = 256, spare: tuple[int, int] = (SPARE, WORTH)
+    ) -> None:
+        self.model, self.length, self.block, self.spare = model, length, block, spare
         room = min(length, block)
         self.memory = model.memory(count, room)
         self.seats = [Seat(number, room=room) for number in range(count)]
@@ -105,9 +110,11 @@ class Seats:
         seat.tokens, seat.busy, seat.used = list(source.tokens), True, self._tick()
         return seat
 
-    def leave(self, seat: Seat) -> None:
-        """Nobody writes here any more; what has been read stays until the seat is needed."""
+    def leave(self, seat: Seat, own: int | None = None) -> None:
+        """Nobody writes here any more; what has been read stays until the seat is needed, its first `own` tokens (all)
+        longer than the rest."""
         del seat.tokens[seat.read :]
+        seat.own = seat.read if own is None else min(own, seat.read)
         seat.busy, seat.used = False, self._tick()
 
     def rewind(self, seat: Seat, length: int) -> None:
@@ -134,11 +141,10 @@ class Seats:
         return logits_BLV
 
     def _give_up(self, source: Seat, common: int, idle: Sequence[Seat]) -> bool:
-        """Whether the source itself is cut to what is common: else it would be written in, or something be kept."""
-        if source.busy or len(idle) == 1:
+        """Whether the source itself is cut to what is common, rather than copied over the seat left longest ago."""
+        if source.busy or len(idle) == 1 or idle[0] is source:
             return not source.busy
-        lost, empty = source.read - common, not idle[0].read
-        return lost <= SPARE or (not empty and lost <= common) or idle[0] is source
+        return source.own - common <= self.spare[bool(idle[0].read)]
 
     def _copy(self, source: Seat, target: Seat) -> None:
         self.memory.fork(source.number, target.number)

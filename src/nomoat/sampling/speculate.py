@@ -216,7 +216,7 @@ class ModelDrafts:
         self.sampled = sampled
         self._length: int = model.config.context_length  # type: ignore[attr-defined]
         with torch.no_grad():
-            self._seats = Seats(model, slots, self._length)
+            self._seats = Seats(model, slots, self._length, spare=(0, 0))
         self._pace = Pace(cost)
 
     @torch.no_grad()
@@ -237,7 +237,7 @@ class ModelDrafts:
             q = self._write(seat, k, options, drawn)
             return Draft(tuple(seat.tokens[-k:]), torch.cat(q) if drawn else None)
         finally:
-            self._seats.leave(seat)
+            self._seats.leave(seat, own=len(tokens))
 
     def _write(self, seat: Seat, k: int, options: SamplingOptions, chance: torch.Generator | None) -> list[Tensor]:
         """Add k tokens to the seat's text; for each the row [1, V] that it was taken from."""
