@@ -1,4 +1,4 @@
-"""What the tests of the engine need: a listener that waits for the ends, and tiny models whose every step is checked."""
+"""What the tests of the engine need: a listener that waits for the ends, tiny models whose every step is checked."""
 
 from __future__ import annotations
 

@@ -203,7 +203,9 @@ def test_top_logprobs_and_those_of_the_prompt():
             for event, truth in zip(heard.prompt, table, strict=True):
                 assert event.logprob == pytest.approx(float(truth[event.token]), abs=1e-5)
                 assert [token for token, _ in event.top] == truth.topk(3).indices.tolist()
-        assert [event.top[0] for event in heard.events[0]] == [(event.token, event.logprob) for event in heard.events[0]]
+        assert [event.top[0] for event in heard.events[0]] == [
+            (event.token, event.logprob) for event in heard.events[0]
+        ]
         nothing = hear(engine, Ask(prompt, SamplingOptions(max_tokens=0), prompt_logprobs=True, n=2))
         assert len(nothing.prompt) == 9 and not nothing.tokens and nothing.finish == {0: "length", 1: "length"}
         mixed = [Heard(), Heard()]
@@ -296,7 +298,8 @@ def test_first_come_first_served():
         for number in range(6):
             ear = Heard()
             engine.submit(
-                Ask((1,) * (number % 3 + 1), GREEDY), lambda event, number=number, ear=ear: (order.append(number), ear(event))
+                Ask((1,) * (number % 3 + 1), GREEDY),
+                lambda event, number=number, ear=ear: (order.append(number), ear(event)),
             )
             heard.append(ear)
         for ear in heard:
@@ -454,21 +457,22 @@ def test_closing_lets_texts_end_or_cancels_them():
     assert not engine._thread.is_alive()
 
 
-@pytest.mark.parametrize("drafts", [None, NgramDrafts(recent=2000)])
-def test_a_thousand_requests_leave_nothing_behind(drafts):
+def test_a_thousand_requests_leave_nothing_behind():
     chance = random.Random(5)
     model = tiny("hybrid", context_length=48, vocab_size=11)
     sizes = []
-    with Engine(model, slots=8, chunk=16, queue=2000, draft=drafts) as engine:
-        for wave in range(10):
+    with Engine(model, slots=8, chunk=16, queue=2000, draft=NgramDrafts(recent=2000)) as engine:
+        for _ in range(10):
             heard, tickets = [], []
             for number in range(100):
                 ear = Heard(chance.choice([1, 1, 1, 2]))
-                prompt = [chance.choice([1, 2]) if at < 12 else chance.randrange(11) for at in range(chance.randint(1, 20))]
+                prompt = [
+                    chance.choice([1, 2]) if at < 12 else chance.randrange(11) for at in range(chance.randint(1, 20))
+                ]
                 options = SamplingOptions(chance.choice([0.0, 1.0]), max_tokens=chance.randint(0, 8), seed=number)
                 tickets.append(engine.submit(Ask(tuple(prompt), options, n=ear.n), ear))
                 heard.append(ear)
-            for _ in range(10):
+            for _ in range(10):  # one in ten leaves, at some moment
                 time.sleep(chance.random() * 0.01)
                 chance.choice(tickets).cancel()
             for ear in heard:
@@ -479,7 +483,7 @@ def test_a_thousand_requests_leave_nothing_behind(drafts):
             sizes.append(engine._seats.memory.bytes())
     assert stats.cancelled > 30
     assert sizes[-1] <= 1.05 * max(sizes[2:5])
-    assert sum(len(seat.tokens) for seat in engine._seats.seats) <= 8 * 48 if engine._seats else True
+    assert sum(len(seat.tokens) for seat in engine._seats.seats) <= 8 * 48
 
 
 def test_an_event_is_small_and_plain():

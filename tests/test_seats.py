@@ -11,16 +11,16 @@ from nomoat.sampling.seats import Seats, agree
 A, B = list(range(20)), [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 30, 31, 32, 33, 34, 35]
 
 
-def seats(count=3, states=False):
+def seats(count=3, states=False, spare=16):
     model = Chain.random(40, context_length=200)
     model.states = states
-    return Seats(model, count, 200, block=16)
+    return Seats(model, count, 200, 16, spare)
 
 
 def read(found, tokens, **more):
     """Take a seat, read all of the text and leave; where it was and how much was known."""
-    seat, common = found.take(tokens, **more)
-    known = seat.read
+    seat = found.take(tokens, **more)
+    known, common = seat.read, seat.parted
     found.feed([seat], [seat.tokens[seat.read :]])
     assert found.memory.rows[seat.number] == list(tokens) == seat.tokens
     found.remember(seat)
@@ -46,7 +46,7 @@ def test_a_text_that_loses_much_is_copied_while_there_is_room():
     assert read(found, A * 3) == (0, 59, 59)
     assert read(found, [*A, 39]) == (2, 20, 20)
     # No seat is empty now: a text is copied only if it would lose much ...
-    found.spare = (16, 20)
+    found.spare = 20
     assert read(found, [*B[:10], 38]) == (1, 10, 10)
     assert read(found, [*A * 2, 37]) == (0, 40, 40)  # loses 20
     assert read(found, A * 3) == (0, 40, 40)
@@ -66,7 +66,7 @@ def test_the_seat_left_longest_ago_is_written_over():
 
 def test_a_busy_text_is_copied_not_cut():
     found = seats(2)
-    seat, _ = found.take(A)
+    seat = found.take(A)
     found.feed([seat], [A])
     assert read(found, [*A[:12], 39]) == (1, 12, 12)
     assert found.memory.rows[0] == A and seat.busy
@@ -80,7 +80,7 @@ def test_a_busy_text_is_copied_not_cut():
 
 def test_what_a_state_cannot_be_rewound_to_is_read_again():
     found = seats(states=True)
-    seat, _ = found.take(A)
+    seat = found.take(A)
     for start in (0, 8, 16):
         found.feed([seat], [A[start : start + 8]])
         found.remember(seat)

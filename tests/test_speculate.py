@@ -11,7 +11,7 @@ from listening import MIXERS, Chain, Checked, Heard, tiny
 
 from nomoat.core.device import generator
 from nomoat.core.errors import NomoatError
-from nomoat.sampling.speculate import MOST, Draft, ModelDrafts, NgramDrafts, Pace, accept
+from nomoat.sampling.speculate import MOST, Draft, ModelDrafts, NgramDrafts, Paced, accept
 from nomoat.sampling.tokens import SamplingOptions, pick, probabilities
 from nomoat.sampling.write import write
 from nomoat.serve.ask import Ask
@@ -122,14 +122,14 @@ def test_lookup_takes_the_longest_match_then_the_latest():
 
 
 def test_as_many_are_drafted_as_pay():
-    assert [Pace(0.1).length() for _ in range(3)] == [2] * 3
-    pace = Pace(0.1)
+    assert [Paced(0.1).paying() for _ in range(3)] == [2] * 3
+    pace = Paced(0.1)
     for _ in range(30):
         pace.saw(Draft((1, 2), kind=5), 2)
-    assert pace.length(5) == MOST and pace.length(4) == 2
+    assert pace.paying(5) == MOST and pace.paying(4) == 2
     for _ in range(60):
         pace.saw(Draft((1, 2), kind=5), 0)
-    assert sorted(pace.length(5) for _ in range(32)) == [0] * 30 + [1] * 2
+    assert sorted(pace.paying(5) for _ in range(32)) == [0] * 30 + [1] * 2
 
 
 @pytest.mark.parametrize("states", [False, True])
@@ -191,7 +191,7 @@ def test_drawn_drafts_in_the_engine_give_the_models_distribution():
 def test_a_real_small_model_is_kept_in_step(kind):
     small = Checked(tiny(kind, seed=1))
     drafts = ModelDrafts(small)
-    drafts._pace.length = lambda: 3
+    drafts.paying = lambda: 3
     with Engine(tiny(kind), slots=2, chunk=16, draft=drafts) as engine:
         heard = [Heard() for _ in range(4)]
         for number, ear in enumerate(heard):

@@ -20,27 +20,23 @@ from nomoat.sampling.write import device_of
 
 LEAST = 8
 """A common beginning of fewer tokens is read again."""
-SPARE, WORTH = 16, 256
-"""A text that would lose more by a rewind is copied: while a seat is empty, and at the cost of another text."""
+SPARE = 64
+"""A text that would lose more tokens by a rewind is copied first, over the one left longest ago."""
 
 
 @dataclass
 class Seat:
-    """One slot.
+    """A slot: its text, of which the memory has read the first `read` tokens and has room for `room`.
 
-    Args:
-        number: the slot.
-        tokens: the text; the memory has read the first `read` of them.
-        room: tokens that the memory has room for.
-        own: tokens read that are lost if this seat goes back behind them.
-        busy: somebody writes here.
-        used: when it was last taken or left; 0: never.
+    Its first `parted` tokens stood in another seat too, `own` of those read would be missed, somebody writes in `busy`
+    ones, and `used` tells which was taken or left last.
     """
 
     number: int
     tokens: list[int] = field(default_factory=list)
     read: int = 0
     room: int = 0
+    parted: int = 0
     own: int = 0
     busy: bool = False
     used: int = 0
@@ -52,56 +48,55 @@ class Seat:
 
 
 class Seats:
-    """All slots of one memory.
+    """All slots of one memory; the caller sees to it that no gradient is kept.
 
     Args:
-        model: read without gradient; the caller sees to that.
+        model: whose memory it is.
         count: slots.
         length: most tokens of a slot.
         block: the memory of a slot grows by so many tokens.
-        spare: tokens that a text may lose before it is copied: while a seat is empty, and else.
+        spare: tokens that a text may lose before it is copied.
     """
 
-    def __init__(
-        self, model: Decodes, count: int, length: int, block: int = 256, spare: tuple[int, int] = (SPARE, WORTH)
-    ) -> None:
+    def __init__(self, model: Decodes, count: int, length: int, block: int = 256, spare: int = SPARE) -> None:
         self.model, self.length, self.block, self.spare = model, length, block, spare
         room = min(length, block)
         self.memory = model.memory(count, room)
         self.seats = [Seat(number, room=room) for number in range(count)]
         self._device = device_of(model)
         self._clock = 0
-        self._snapshot = getattr(self.memory, "snapshot", None)
+        self._snapshot = getattr(self.memory, "snapshot", lambda slots: None)  # needed where a rewind may fall short
 
     def idle(self) -> list[Seat]:
         """Seats that nobody writes in, the one left longest ago first."""
         return sorted((seat for seat in self.seats if not seat.busy), key=lambda seat: (seat.used, seat.number))
 
-    def take(self, tokens: Sequence[int], fresh: bool = False) -> tuple[Seat, int]:
-        """A seat for the text, with as much read as the memory can keep, and how much some seat has in common with it.
+    def take(self, tokens: Sequence[int], fresh: bool = False) -> Seat:
+        """A seat for the text with as much read as is known, the last token at most excepted: its logits are wanted.
 
-        At least the last token is left to read, for its logits. There must be an idle seat.
+        There must be an idle seat.
 
         Args:
             tokens: the text, at least one token.
             fresh: read it from the start whatever is there.
         """
         idle, wanted = self.idle(), list(tokens[:-1])
-        shared = {} if fresh else {seat.number: agree(seat.tokens[: seat.read], wanted) for seat in self.seats}
-        source = max(self.seats, key=lambda seat: (shared.get(seat.number, 0), not seat.busy, -seat.read))
-        common = shared.get(source.number, 0)
+        shared = [0 if fresh else agree(seat.tokens[: seat.read], wanted) for seat in self.seats]
+        source = max(self.seats, key=lambda seat: (shared[seat.number], not seat.busy, -seat.read))
+        common = shared[source.number]
         if common < LEAST:
             seat, common = idle[0], 0
             self.memory.free(seat.number)
             seat.read = 0
         else:
-            seat = source if self._give_up(source, common, idle) else next(each for each in idle if each is not source)
-            if seat is not source:
+            cut = source is idle[0] or (not source.busy and source.own - common <= self.spare)
+            seat = source if cut else idle[0]
+            if not cut:
                 source.used = self._tick()
                 self._copy(source, seat)
             seat.read = self.memory.rewind(seat.number, common)
-        seat.tokens, seat.busy, seat.used = list(tokens), True, self._tick()
-        return seat, common
+        seat.tokens, seat.parted, seat.busy, seat.used = list(tokens), common, True, self._tick()
+        return seat
 
     def fork(self, source: Seat) -> Seat:
         """An idle seat, made a copy of another; it is busy then."""
@@ -111,11 +106,17 @@ class Seats:
         return seat
 
     def leave(self, seat: Seat, own: int | None = None) -> None:
-        """Nobody writes here any more; what has been read stays until the seat is needed, its first `own` tokens (all)
-        longer than the rest."""
+        """Nobody writes here any more; what has been read stays, and the first `own` tokens of it (all) are wanted."""
+        self.rewind(seat, len(seat.tokens))
         del seat.tokens[seat.read :]
         seat.own = seat.read if own is None else min(own, seat.read)
         seat.busy, seat.used = False, self._tick()
+
+    def clear(self) -> None:
+        """Forget all: nobody knows what the memory holds."""
+        for seat in self.seats:
+            self.memory.free(seat.number)
+            seat.tokens, seat.read, seat.own, seat.busy = [], 0, 0, False
 
     def rewind(self, seat: Seat, length: int) -> None:
         """Forget what was read beyond `length`; the text stays, and what cannot be kept waits to be read again."""
@@ -124,8 +125,7 @@ class Seats:
 
     def remember(self, seat: Seat) -> None:
         """Make sure that the seat can be rewound to where it stands."""
-        if self._snapshot is not None:
-            self._snapshot([seat.number])
+        self._snapshot([seat.number])
 
     def feed(self, seats: Sequence[Seat], tokens: Sequence[Sequence[int]]) -> Tensor:
         """Read as many tokens in each of the seats and return the logits [B, L, V] after each of them."""
@@ -139,12 +139,6 @@ class Seats:
         for seat in seats:
             seat.read += length
         return logits_BLV
-
-    def _give_up(self, source: Seat, common: int, idle: Sequence[Seat]) -> bool:
-        """Whether the source itself is cut to what is common, rather than copied over the seat left longest ago."""
-        if source.busy or len(idle) == 1 or idle[0] is source:
-            return not source.busy
-        return source.own - common <= self.spare[bool(idle[0].read)]
 
     def _copy(self, source: Seat, target: Seat) -> None:
         self.memory.fork(source.number, target.number)

@@ -12,6 +12,7 @@ Leviathan et al. 2023, arXiv:2211.17192; Chen et al. 2023, arXiv:2302.01318; loo
 
 from __future__ import annotations
 
+import sys
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ LATELY = 0.1
 RETRY = 16
 """Drafts that do not pay are tried again once in so many times."""
 GREEDY = SamplingOptions(temperature=0)
+Chance = torch.Generator | None
 
 
 @dataclass(frozen=True)
@@ -52,13 +54,7 @@ class Draft:
 class Drafts(Protocol):
     """Whatever guesses how a text goes on."""
 
-    def propose(
-        self,
-        tokens: Sequence[int],
-        k: int,
-        options: SamplingOptions = GREEDY,
-        chance: torch.Generator | None = None,
-    ) -> Draft:
+    def propose(self, tokens: Sequence[int], k: int, options: SamplingOptions = GREEDY, chance: Chance = None) -> Draft:
         """At most `k` tokens after the text, fewer where more would not pay; what is drawn is drawn from `chance`."""
 
     def saw(self, draft: Draft, accepted: int) -> None:
@@ -68,24 +64,17 @@ class Drafts(Protocol):
         """Learn a text that has ended."""
 
 
-def accept(
-    logits_LV: Tensor, draft: Draft, options: SamplingOptions, chance: torch.Generator | None = None
-) -> list[int]:
+def accept(logits_LV: Tensor, draft: Draft, options: SamplingOptions, chance: torch.Generator) -> list[int]:
     """The tokens that follow: those of the draft that are accepted, and one that the model draws itself.
 
     Args:
         logits_LV: the model's, after the text and after each token of the draft: L = K + 1.
         draft: what was fed.
-        options: temperature and cuts; every token given has the `probabilities` that they make of its logits.
-        chance: on the CPU; None: greedy options.
+        options: temperature and cuts; each token given has the `probabilities` that they make of its logits.
+        chance: on the CPU.
     """
-    chance = torch.Generator() if chance is None else chance
     if draft.probabilities_KV is not None:
-        return _accept_drawn(probabilities(logits_LV, options), draft, chance)
-    if options.temperature == 0:
-        written = pick(logits_LV, options, chance).tolist()
-        right = next((at for at, token in enumerate(draft.tokens) if token != written[at]), len(draft.tokens))
-        return written[: right + 1]
+        return _accept_drawn(probabilities(logits_LV, options), draft.probabilities_KV, draft.tokens, chance)
     # Drawing with the row's own chance and comparing accepts a token as often as it is probable, as it should be, and
     # uses as much chance as there are tokens: the text is that of a row without drafts.
     given: list[int] = []
@@ -96,51 +85,44 @@ def accept(
     return given
 
 
-def _accept_drawn(p_LV: Tensor, draft: Draft, chance: torch.Generator) -> list[int]:
+def _accept_drawn(p_LV: Tensor, q_KV: Tensor, guess: Sequence[int], chance: torch.Generator) -> list[int]:
     """Accept x with probability min(1, p(x) / q(x)); the first refused is drawn from what p has more than q."""
-    q_KV = draft.probabilities_KV
-    assert q_KV is not None
-    given: list[int] = []
-    for row, token in enumerate(draft.tokens):
-        if float(torch.rand((), generator=chance)) * float(q_KV[row, token]) < float(p_LV[row, token]):
-            given.append(token)
-            continue
-        rest_1V = (p_LV[row : row + 1] - q_KV[row : row + 1]).clamp(min=0)
-        rest_1V = rest_1V if bool(rest_1V.any()) else p_LV[row : row + 1]  # they differ by rounding alone
-        return [*given, *draw(rest_1V, torch.rand(1, generator=chance)).tolist()]
-    return [*given, *draw(p_LV[len(given) : len(given) + 1], torch.rand(1, generator=chance)).tolist()]
+    right, last_1V = len(guess), p_LV[-1:]
+    for row, token in enumerate(guess):
+        if float(torch.rand((), generator=chance)) * float(q_KV[row, token]) >= float(p_LV[row, token]):
+            more_1V = (p_LV[row : row + 1] - q_KV[row : row + 1]).clamp(min=0)
+            right, last_1V = row, more_1V if more_1V.any() else p_LV[row : row + 1]  # none: they differ by rounding
+            break
+    return [*guess[:right], *draw(last_1V, torch.rand(1, generator=chance)).tolist()]
 
 
-class Pace:
-    """How many tokens to draft: as many as pay, by the share that was accepted lately.
+class Paced:
+    """Drafts as long as pay, by the share of their tokens that was accepted lately.
 
-    With a share a of each token accepted where the one before it was, k of them give (1 - a^(k+1)) / (1 - a) tokens
-    for the price of 1 + cost k steps.
-
-    Args:
-        cost: of drafting and checking one more token, in steps of the model.
+    Where each token is accepted with probability a if the one before it was, k of them give (1 - a^(k+1)) / (1 - a)
+    tokens for the price of 1 + cost k steps of the model.
     """
 
     def __init__(self, cost: float) -> None:
-        shares = [percent / 100 for percent in range(100)] + [0.999]
+        shares = [*(percent / 100 for percent in range(100)), 0.999]
         self._best = [max(range(MOST + 1), key=lambda k: (1 - a ** (k + 1)) / (1 - a) / (1 + cost * k)) for a in shares]
         self._share: dict[int, float] = {}
         self._asked = 0
 
-    def length(self, kind: int = 0) -> int:
+    def paying(self, kind: int = 0) -> int:
         """Tokens to draft."""
         self._asked += 1
         return self._best[int(100 * self._share.get(kind, 0.5))] or int(self._asked % RETRY == 0)
 
     def saw(self, draft: Draft, accepted: int) -> None:
-        """Count a draft of which so many tokens were accepted."""
+        """See Drafts."""
         tried = min(len(draft.tokens), accepted + 1)
         if tried:
             stays = (1 - LATELY) ** tried
             self._share[draft.kind] = stays * self._share.get(draft.kind, 0.5) + (1 - stays) * accepted / tried
 
 
-class NgramDrafts:
+class NgramDrafts(Paced):
     """What followed the last tokens where they stood before, in this text or in the texts that ended lately.
 
     The longest match is taken, and of those the latest. How fast a text comes can then depend on the texts that others
@@ -153,40 +135,21 @@ class NgramDrafts:
     """
 
     def __init__(self, shortest: int = 2, longest: int = 16, recent: int = 32768, cost: float = 0.1) -> None:
+        super().__init__(cost)
         self.shortest, self.longest, self.recent = shortest, longest, recent
         self._past = ""
-        self._pace = Pace(cost)
 
-    def propose(
-        self,
-        tokens: Sequence[int],
-        k: int,
-        options: SamplingOptions = GREEDY,
-        chance: torch.Generator | None = None,
-    ) -> Draft:
+    def propose(self, tokens: Sequence[int], k: int, options: SamplingOptions = GREEDY, chance: Chance = None) -> Draft:
         """See Drafts; without a match no tokens."""
-        text = _letters(tokens)
-        matched, at = self._match(text, text, len(text) - 1, self.shortest)
-        earlier, at_earlier = self._match(text, self._past, len(self._past), max(matched + 1, self.shortest))
-        source, kind, at = (self._past, earlier, at_earlier) if earlier else (text, matched, at)
-        if not kind:
-            return Draft()
-        return Draft(tuple(map(ord, source[at : at + min(k, self._pace.length(kind))])), kind=kind)
-
-    def _match(self, text: str, source: str, end: int, shortest: int) -> tuple[int, int]:
-        """Length of the longest end of the text that stands in the source's first `end`, and where it ends there."""
-        matched, at = 0, 0
-        for length in range(shortest, min(self.longest, len(text)) + 1):
-            start = source.rfind(text[-length:], 0, end)
+        text = self._past + _letters(tokens)
+        matched, at = 0, len(text) - 1
+        for length in range(self.shortest, min(self.longest, len(tokens)) + 1):
+            start = text.rfind(text[-length:], 0, at)  # a longer match ends no later
             if start < 0:
                 break
             matched, at = length, start + length
-            end = at  # a longer match ends no later
-        return matched, at
-
-    def saw(self, draft: Draft, accepted: int) -> None:
-        """See Drafts."""
-        self._pace.saw(draft, accepted)
+        count = min(k, self.paying(matched)) if matched else 0
+        return Draft(tuple(map(ord, text[at : at + count])), kind=matched)
 
     def keep(self, tokens: Sequence[int]) -> None:
         """See Drafts."""
@@ -195,13 +158,10 @@ class NgramDrafts:
 
 def _letters(tokens: Sequence[int]) -> str:
     """The tokens as characters: Python searches nothing faster than a string."""
-    return array("I", tokens).tobytes().decode("utf-32-le" if _LITTLE else "utf-32-be", "surrogatepass")
+    return array("I", tokens).tobytes().decode(f"utf-32-{sys.byteorder[0]}e", "surrogatepass")
 
 
-_LITTLE = array("I", [1]).tobytes()[0] == 1
-
-
-class ModelDrafts:
+class ModelDrafts(Paced):
     """A small model writes the draft; its memory is kept in step by rewinding.
 
     Args:
@@ -213,33 +173,27 @@ class ModelDrafts:
     """
 
     def __init__(self, model: Decodes, slots: int = 2, sampled: bool = False, cost: float = 0.3) -> None:
+        super().__init__(cost)
         self.sampled = sampled
         self._length: int = model.config.context_length  # type: ignore[attr-defined]
         with torch.no_grad():
-            self._seats = Seats(model, slots, self._length, spare=(0, 0))
-        self._pace = Pace(cost)
+            self._seats = Seats(model, slots, self._length, spare=0)
 
     @torch.no_grad()
-    def propose(
-        self,
-        tokens: Sequence[int],
-        k: int,
-        options: SamplingOptions = GREEDY,
-        chance: torch.Generator | None = None,
-    ) -> Draft:
+    def propose(self, tokens: Sequence[int], k: int, options: SamplingOptions = GREEDY, chance: Chance = None) -> Draft:
         """See Drafts; no tokens where the small model's context is full."""
-        k = min(k, self._length - len(tokens) + 1, self._pace.length())
+        k = min(k, self._length - len(tokens) + 1, self.paying())
         if k < 1:
             return Draft()
         drawn = chance if self.sampled and options.temperature > 0 else None
-        seat, _ = self._seats.take(tokens)
+        seat = self._seats.take(tokens)
         try:
             q = self._write(seat, k, options, drawn)
-            return Draft(tuple(seat.tokens[-k:]), torch.cat(q) if drawn else None)
+            return Draft(tuple(seat.tokens[-k:]), None if drawn is None else torch.cat(q))
         finally:
             self._seats.leave(seat, own=len(tokens))
 
-    def _write(self, seat: Seat, k: int, options: SamplingOptions, chance: torch.Generator | None) -> list[Tensor]:
+    def _write(self, seat: Seat, k: int, options: SamplingOptions, chance: Chance) -> list[Tensor]:
         """Add k tokens to the seat's text; for each the row [1, V] that it was taken from."""
         q: list[Tensor] = []
         while len(q) < k:
@@ -252,10 +206,6 @@ class ModelDrafts:
             drawn_B = pick(q[-1], GREEDY, ()) if chance is None else draw(q[-1], torch.rand(1, generator=chance))
             seat.tokens += drawn_B.tolist()
         return q
-
-    def saw(self, draft: Draft, accepted: int) -> None:
-        """See Drafts."""
-        self._pace.saw(draft, accepted)
 
     def keep(self, tokens: Sequence[int]) -> None:
         """Nothing to do: the memory keeps what it has read."""

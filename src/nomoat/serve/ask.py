@@ -100,22 +100,15 @@ Sink = Callable[[Event], None]
 
 
 class Ticket:
-    """A request on its way; `cancel` may be called from any thread, more than once, and after the end.
+    """A request on its way."""
 
-    Args:
-        ask: what is asked.
-        sink: called with every event on the engine's thread; it must not block. One that raises cancels the request.
-        wake: called after a cancellation.
-    """
-
-    def __init__(self, ask: Ask, sink: Sink, wake: Callable[[], None]) -> None:
+    def __init__(self, ask: Ask, sink: Sink) -> None:
         self.ask, self.cancelled = ask, False
-        self._sink, self._wake = sink, wake
+        self._sink = sink
 
     def cancel(self) -> None:
-        """End all choices before their next token."""
+        """End all choices before their next token: from any thread, more than once, after the end too."""
         self.cancelled = True
-        self._wake()
 
     def over(self, now: float) -> str | None:
         """Why the request ends now; None: it goes on."""
@@ -124,12 +117,11 @@ class Ticket:
         return "deadline" if self.ask.deadline is not None and now >= self.ask.deadline else None
 
     def tell(self, event: Event) -> None:
-        """Hand on an event."""
+        """Hand on an event; if that fails, whoever listened is gone, and the other requests go on."""
         try:
             self._sink(event)
-        except Exception:  # whoever listened is gone; the other requests go on
-            if not self.cancelled:
-                self.cancel()
+        except Exception:
+            self.cancelled = True
 
 
 class Full(NomoatError):  # noqa: N818 (not an error of the engine, but an answer)
@@ -149,15 +141,9 @@ class Full(NomoatError):  # noqa: N818 (not an error of the engine, but an answe
 class Stats:
     """What an engine does and has done.
 
-    Args:
-        queued: requests that wait.
-        active: texts being written; a prompt being read counts as one.
-        slots_free: texts that could be written beside them.
-        tokens_in, tokens_out: of prompts begun, and written.
-        prefix_tokens_reused: of `tokens_in`, those that a memory held already.
-        drafts_proposed, drafts_accepted: tokens of drafts.
-        steps: calls of the model for tokens to be written.
-        cancelled: choices that ended so.
+    Requests that wait, texts being written (a prompt being read is one) and slots free beside them; then counts since
+    the start: tokens of prompts, written ones, of the prompts' those found in the memory, of drafts; calls of the
+    model for tokens to be written; choices cancelled.
     """
 
     queued: int = 0

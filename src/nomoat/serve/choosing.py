@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -18,8 +17,8 @@ from nomoat.core.device import generator
 from nomoat.core.errors import NomoatError
 from nomoat.sampling.seats import Seat
 from nomoat.sampling.speculate import Draft
-from nomoat.sampling.tokens import SamplingOptions, pick
-from nomoat.serve.ask import Constraint, Ticket
+from nomoat.sampling.tokens import pick
+from nomoat.serve.ask import Ticket
 
 NOTHING = Draft()
 
@@ -32,72 +31,35 @@ class Chosen(NamedTuple):
     top: tuple[tuple[int, float], ...] = ()
 
 
-@dataclass(slots=True)
 class Row:
-    """One choice while it is written.
+    """One choice of a request while it is written in its seat; `finish` says how it ended."""
 
-    Args:
-        ticket: whose it is.
-        choice: 0 to n - 1.
-        seat: where its text is.
-        options, top_logprobs, stop_tokens: as asked.
-        constraint: of its own.
-        chance: of its own.
-        manner: rows of equal manner are drawn together.
-        written: tokens so far.
-        draft: the guess that is being checked.
-        finish: how it ended; None: it has not.
-    """
-
-    ticket: Ticket
-    choice: int
-    seat: Seat
-    options: SamplingOptions
-    top_logprobs: int
-    stop_tokens: frozenset[int]
-    constraint: Constraint | None
-    chance: torch.Generator
-    manner: tuple[float, ...]
-    written: int = 0
-    draft: Draft = NOTHING
-    finish: str | None = None
-    error: str = ""
-
-    @classmethod
-    def of(cls, ticket: Ticket, choice: int, seat: Seat) -> Row:
-        """The row of one choice, before its first token."""
-        ask, options = ticket.ask, ticket.ask.options
+    def __init__(self, ticket: Ticket, choice: int, seat: Seat) -> None:
+        self.ticket, self.choice, self.seat, self.ask = ticket, choice, seat, ticket.ask
+        self.options = options = ticket.ask.options
+        # Rows of equal manner are drawn together.
         cuts = (options.temperature, options.top_k, options.top_p, options.min_p)
-        return cls(
-            ticket,
-            choice,
-            seat,
-            options,
-            ask.top_logprobs,
-            frozenset(ask.stop_tokens),
-            None if ask.constraint is None else ask.constraint.fork(),
-            generator(options.seed, "row", choice),
-            cuts if options.temperature else (0.0,),
-        )
+        self.manner = cuts if options.temperature else ()
+        self.chance = generator(options.seed, "row", choice)
+        self.written, self.draft = 0, NOTHING
+        self.finish: str | None = None
+        self.error = ""
+        self.constraint = None if self.ask.constraint is None else self.ask.constraint.fork()
 
     def add(self, token: int, context_length: int) -> None:
         """Append a token to the text and see whether that ends it."""
         self.seat.tokens.append(token)
         self.written += 1
-        if token in self.stop_tokens:
+        if token in self.ask.stop_tokens:
             self.finish = "stop"
-            return
-        if self.constraint is not None:
+        elif self.written >= self.options.max_tokens or len(self.seat.tokens) > context_length:
+            self.finish = "length"
+        if self.constraint is not None and self.finish != "stop":
             try:
                 self.constraint.advance(token)
-                if self.constraint.done:
-                    self.finish = "stop"
-                    return
+                self.finish = "stop" if self.constraint.done else self.finish
             except Exception as error:
                 self.fail(error)
-                return
-        if self.written >= self.options.max_tokens or len(self.seat.tokens) > context_length:
-            self.finish = "length"
 
     def fail(self, error: Exception) -> None:
         """End with an error."""
@@ -126,21 +88,17 @@ def choose(rows: Sequence[Row], logits_BV: Tensor) -> list[Chosen | None]:
         picked_B = pick(group_BV, rows[members[0]].options, [rows[index].chance for index in members])
         for index, token in zip(members, picked_B.tolist(), strict=True):
             tokens[index] = token
-    found = tell(logits_BV, tokens, max(row.top_logprobs for row in rows), whole)
+    found = tell(logits_BV, tokens, max(row.ask.top_logprobs for row in rows), whole)
     return [
-        None if row.finish else chosen._replace(top=chosen.top[: row.top_logprobs]) if chosen.top else chosen
+        None if row.finish else chosen._replace(top=chosen.top[: row.ask.top_logprobs]) if chosen.top else chosen
         for row, chosen in zip(rows, found, strict=True)
     ]
 
 
 def tell(logits_LV: Tensor, tokens: Sequence[int], top: int, whole: Sequence[float] = ()) -> list[Chosen]:
-    """What is told of one token a row of logits.
+    """What is told of tokens [L], one a row of logits, with the `top` most likely beside each.
 
-    Args:
-        logits_LV: the model's own.
-        tokens: L of them.
-        top: how many of the most likely are told beside each.
-        whole: the logarithms of the rows' summed exponentials, where they are known.
+    `whole` are the logarithms of the rows' summed exponentials, where they are known.
     """
     whole = whole or logits_LV.logsumexp(1).tolist()
     values = logits_LV.gather(1, torch.tensor(tokens, device=logits_LV.device)[:, None])[:, 0].tolist()
@@ -159,17 +117,15 @@ def _masked(rows: Sequence[Row], logits_BV: Tensor) -> Tensor:
     """The logits with -inf where a row's constraint forbids a token; a row that cannot go on fails."""
     masked_BV = logits_BV
     for index, row in enumerate(rows):
-        if row.constraint is None:
-            continue
         try:
-            allowed_V = row.constraint.allowed()
+            allowed_V = None if row.constraint is None else row.constraint.allowed()
             if allowed_V is None:
                 continue
             masked_BV = logits_BV.clone() if masked_BV is logits_BV else masked_BV
             known = len(allowed_V)
             masked_BV[index, :known].masked_fill_(~allowed_V.to(masked_BV.device), -math.inf)
             masked_BV[index, known:] = -math.inf  # a model's table may be longer than the vocabulary
-            if not bool(masked_BV[index].amax().isfinite()):
+            if not masked_BV[index].amax().isfinite():
                 raise NomoatError("the constraint forbids every token")
         except Exception as error:
             row.fail(error)

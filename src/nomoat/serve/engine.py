@@ -12,13 +12,10 @@ decoding: Agrawal et al. 2024, arXiv:2403.02310.
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Sequence
-from dataclasses import dataclass
-from types import TracebackType
 
 import torch
 from torch import Tensor
@@ -34,15 +31,6 @@ FEW = 2
 """Drafts are made for no more rows at once: with more, checking them costs what it saves."""
 PACE = 32
 """Requests that ended lately, by which the next ones are foretold."""
-
-
-@dataclass
-class _Reading:
-    """A prompt that is being read, with its seat and the length at which it parted from a text in another one."""
-
-    ticket: Ticket
-    seat: Seat | None = None
-    parted: int = 0
 
 
 class Engine:
@@ -73,11 +61,11 @@ class Engine:
         self._chunk, self._piece, self._queue, self._draft = chunk, max(1, chunk // 2), queue, draft
         self._waiting: deque[Ticket] = deque()
         self._rows: list[Row] = []
-        self._reading: _Reading | None = None
-        self._seats: Seats | None = None
+        self._reading: Ticket | None = None
+        self._place: Seat | None = None  # where its prompt is read
+        self._seats = Seats(model, slots, self.context_length, self._piece)
         self._counts: Counter[str] = Counter()
         self._ends: deque[float] = deque(maxlen=PACE)
-        self._look_at = math.inf
         self._closing = self._stopping = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="nomoat-engine", daemon=True)
@@ -98,15 +86,13 @@ class Engine:
             RunError: the engine has been closed.
         """
         ask.check(self.context_length, self._vocab_size, self._slots)
-        ticket = Ticket(ask, sink, self._wake)
+        ticket = Ticket(ask, sink)
         with self._changed:
             if self._closing:
                 raise RunError("this model is being unloaded", fix="try again once it is loaded")
             if len(self._waiting) >= self._queue:
                 raise Full(len(self._waiting), self._seconds_a_place())
             self._waiting.append(ticket)
-            if ask.deadline is not None:
-                self._look_at = min(self._look_at, ask.deadline)
             self._changed.notify()
         return ticket
 
@@ -125,21 +111,13 @@ class Engine:
             return
         self._thread.join(drain_seconds)
         self._stopping = True
-        self._wake()
         self._thread.join()
 
     def __enter__(self) -> Engine:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
-
-    def _wake(self) -> None:
-        with self._changed:
-            self._look_at = -math.inf
-            self._changed.notify()
 
     def _seconds_a_place(self) -> float:
         """Seconds between two ends, of late; a place in the queue is free with each."""
@@ -151,113 +129,102 @@ class Engine:
 
     @torch.no_grad()  # not inference mode: what a model keeps for later calls may be needed outside
     def _run(self) -> None:
-        while True:
+        try:
+            while self._goes_on():
+                try:
+                    self._tick()
+                except Exception as error:
+                    self._collapse("error", said(error))
+        finally:
             with self._changed:
-                while not (self._waiting or self._rows or self._reading or self._closing):
-                    self._changed.wait()
-                if self._stopping or (self._closing and not (self._waiting or self._rows or self._reading)):
-                    break
-            try:
-                self._tick()
-            except Exception as error:
-                self._collapse("error", said(error))
-        self._collapse("cancelled")
-        for ticket in self._waiting:
-            self._tell_end(ticket, "cancelled")
-        self._waiting.clear()
+                self._closing = True
+            while self._waiting:
+                self._tell_end(self._waiting.popleft(), "cancelled")
+            self._collapse("cancelled")
+
+    def _goes_on(self) -> bool:
+        """Wait until there is something to do; False: no more."""
+        with self._changed:
+            while not (busy := self._waiting or self._rows or self._reading) and not self._closing:
+                self._changed.wait()
+            return bool(busy) and not self._stopping
 
     def _tick(self) -> None:
         """One token of every text, then a chunk of what waits to be read."""
         self._look()
         if self._rows:
             self._step(tuple(self._rows))
-            self._look()
         budget = self._chunk
-        while budget > 0 and (self._reading is not None or self._next()):
-            budget -= self._read()
+        while budget > 0 and (ticket := self._reading or self._next()):
+            budget -= self._read(ticket)
 
     def _look(self) -> None:
-        """End what has been cancelled or is late, if there may be any."""
+        """End what has been cancelled or is late."""
         now = time.monotonic()
-        if now < self._look_at:
-            return
         with self._changed:
-            self._look_at = math.inf  # what is cancelled from here on is found the next time
-            gone = [ticket for ticket in self._waiting if ticket.over(now)]
-            self._waiting = deque(ticket for ticket in self._waiting if not ticket.over(now))
-        for ticket in gone:
-            self._tell_end(ticket, ticket.over(now) or "cancelled")
-        if self._reading is not None and (finish := self._reading.ticket.over(now)):
+            gone = [(ticket, finish) for ticket in self._waiting if (finish := ticket.over(now))]
+            for ticket, _ in gone:
+                self._waiting.remove(ticket)
+        for ticket, finish in gone:
+            self._tell_end(ticket, finish)
+        if self._reading is not None and (finish := self._reading.over(now)):
             self._stop_reading(finish)
         for row in tuple(self._rows):
             if finish := row.ticket.over(now):
-                row.finish = finish
                 self._leave(row)
                 self._tell_end(row.ticket, finish, choices=(row.choice,))
-        with self._changed:
-            at_hand = [*self._waiting, *(row.ticket for row in self._rows)]
-            at_hand += [] if self._reading is None else [self._reading.ticket]
-            deadlines = [ticket.ask.deadline for ticket in at_hand if ticket.ask.deadline is not None]
-            self._look_at = min([self._look_at, *deadlines])
 
     # Reading prompts
 
-    def _next(self) -> bool:
+    def _next(self) -> Ticket | None:
         """Begin with the request that has waited longest, if there are seats for all its choices."""
         with self._changed:
-            if not self._waiting or self._slots - len(self._rows) < self._waiting[0].ask.n:
-                return False
-            self._reading = _Reading(self._waiting.popleft())
-        return True
+            if self._waiting and self._slots - len(self._rows) >= self._waiting[0].ask.n:
+                self._reading = self._waiting.popleft()
+        return self._reading
 
-    def _read(self) -> int:
+    def _read(self, ticket: Ticket) -> int:
         """Read a piece of the prompt, all but its last token, and make rows of it at the end; returns its tokens."""
-        assert self._reading is not None
-        reading, ask = self._reading, self._reading.ticket.ask
-        if self._seats is None:
-            self._seats = Seats(self._model, self._slots, self.context_length, self._piece)
-        if reading.seat is None:
-            reading.seat, reading.parted = self._seats.take(ask.tokens, fresh=ask.prompt_logprobs)
+        ask = ticket.ask
+        if self._place is None:
+            self._place = self._seats.take(ask.tokens, fresh=ask.prompt_logprobs)
             self._counts["tokens_in"] += len(ask.tokens)
-            self._counts["prefix_tokens_reused"] += reading.seat.read
-        seat, start, last = reading.seat, reading.seat.read, len(ask.tokens) - 1
+            self._counts["prefix_tokens_reused"] += self._place.read
+        seat, start, last = self._place, self._place.read, len(ask.tokens) - 1
         end = min(last, start + self._piece)
-        if start < reading.parted < end:
-            end = reading.parted  # where two texts parted a third may part too: a state is kept there
+        if start < seat.parted < end:
+            end = seat.parted  # where two texts parted a third may part too: a state is kept there
         if start < end:
             logits_BLV = self._seats.feed([seat], [ask.tokens[start:end]])
             self._seats.remember(seat)
             if ask.prompt_logprobs:
                 for chosen in tell(logits_BLV[0].float(), ask.tokens[start + 1 : end + 1], ask.top_logprobs):
-                    reading.ticket.tell(Event(0, *chosen, prompt=True))
+                    ticket.tell(Event(0, *chosen, prompt=True))
         if end == last:
-            self._begin(reading, self._seats)
+            seats = [seat, *(self._seats.fork(seat) for _ in range(ask.n - 1))]
+            self._reading = self._place = None
+            for choice, each in enumerate(seats):
+                self._begin(ticket, choice, each)
         return max(1, end - start)
 
-    def _begin(self, reading: _Reading, seats: Seats) -> None:
-        """Make a row of each choice."""
-        ticket = reading.ticket
-        assert reading.seat is not None
-        taken = [reading.seat, *(seats.fork(reading.seat) for _ in range(ticket.ask.n - 1))]
-        self._reading = None
-        for choice, seat in enumerate(taken):
-            try:
-                row = Row.of(ticket, choice, seat)
-            except Exception as error:  # of the constraint
-                seats.leave(seat)
-                self._tell_end(ticket, "error", said(error), (choice,))
-                continue
-            self._rows.append(row)
-            if not row.options.max_tokens:
-                self._leave(row)
-                self._tell_end(ticket, "length", choices=(choice,))
+    def _begin(self, ticket: Ticket, choice: int, seat: Seat) -> None:
+        """Make a row of a choice whose prompt has been read."""
+        try:
+            row = Row(ticket, choice, seat)
+        except Exception as error:  # of the constraint
+            self._seats.leave(seat)
+            self._tell_end(ticket, "error", said(error), (choice,))
+            return
+        self._rows.append(row)
         self._rows.sort(key=lambda row: row.seat.number)  # neighbouring slots are read without a copy
+        if not row.options.max_tokens:
+            self._leave(row)
+            self._tell_end(ticket, "length", choices=(choice,))
 
     # Writing
 
     def _step(self, rows: Sequence[Row]) -> None:
         """Feed what waits in each row, rows with as many tokens together, and write what follows."""
-        assert self._seats is not None
         groups: dict[int, list[Row]] = {}
         for row in rows:
             if self._draft is not None and len(rows) <= FEW:
@@ -289,12 +256,12 @@ class Engine:
         except Exception as error:
             row.fail(error)
             self._write(row, None)
-        if row.draft.tokens and self._seats is not None:
+        if row.draft.tokens:
             self._seats.remember(seat)
 
     def _check(self, row: Row, logits_LV: Tensor) -> None:
         """Write what the model accepts of a draft, and one token more; forget what it read of the rest."""
-        assert self._seats is not None and self._draft is not None
+        assert self._draft is not None
         draft, row.draft = row.draft, NOTHING
         try:
             tokens = accept(logits_LV, draft, row.options, row.chance)
@@ -304,9 +271,8 @@ class Engine:
         self._draft.saw(draft, max(0, len(tokens) - 1))
         self._counts["drafts_proposed"] += len(draft.tokens)
         self._counts["drafts_accepted"] += max(0, len(tokens) - 1)
-        kept = len(row.seat.tokens) + len(tokens) - 1
-        self._seats.rewind(row.seat, kept)
-        for chosen in tell(logits_LV[: len(tokens)], tokens, row.top_logprobs) if tokens else [None]:
+        self._seats.rewind(row.seat, len(row.seat.tokens) + len(tokens) - 1)
+        for chosen in tell(logits_LV[: len(tokens)], tokens, row.ask.top_logprobs) if tokens else [None]:
             self._write(row, chosen)
             if row.finish:
                 return
@@ -327,7 +293,6 @@ class Engine:
 
     def _leave(self, row: Row) -> None:
         """Take a row out that has ended."""
-        assert self._seats is not None
         self._rows.remove(row)
         if self._draft is not None:
             self._draft.keep(row.seat.tokens)
@@ -337,18 +302,20 @@ class Engine:
     def _stop_reading(self, finish: str, error: str = "") -> None:
         """End the request whose prompt is being read."""
         assert self._reading is not None
-        reading, self._reading = self._reading, None
-        if reading.seat is not None and self._seats is not None:
-            self._seats.leave(reading.seat)
-        self._tell_end(reading.ticket, finish, error)
+        ticket, seat = self._reading, self._place
+        self._reading = self._place = None
+        if seat is not None:
+            self._seats.leave(seat)
+        self._tell_end(ticket, finish, error)
 
     def _collapse(self, finish: str, error: str = "") -> None:
-        """End all that is at hand, and begin with a new memory: nobody knows what this one holds."""
-        rows, self._rows, self._seats = self._rows, [], None
+        """End all that is at hand and forget all that was read."""
+        rows, self._rows, self._place = self._rows, [], None
         if self._reading is not None:
             self._stop_reading(finish, error)
         for row in rows:
             self._tell_end(row.ticket, finish, error, (row.choice,))
+        self._seats.clear()
 
     def _tell_end(self, ticket: Ticket, finish: str, error: str = "", choices: Sequence[int] | None = None) -> None:
         """Tell the end of some choices of a request, or of all."""
