@@ -74,7 +74,7 @@ def probabilities(logits_BV: Tensor, options: SamplingOptions) -> Tensor:
         logits_BV = logits_BV.masked_fill(logits_BV < weakest_B1, -math.inf)
     p_BV = logits_BV.softmax(1)
     if options.top_p < 1:
-        for count in (HEAD, p_BV.shape[1]):
+        for count in (min(HEAD, p_BV.shape[1]), p_BV.shape[1]):
             falling_BV = _falling(p_BV, count)
             needed_BV = falling_BV.cumsum(1) - falling_BV < options.top_p  # mass before it does not reach top_p yet
             if not needed_BV[:, -1].any():
@@ -129,11 +129,12 @@ def _best(logits_BV: Tensor) -> Tensor:
 
 
 def _falling(x_BV: Tensor, count: int) -> Tensor:
-    """The greatest `count` of each row, falling; a partition by NumPy takes a seventh of the time of torch's topk."""
-    rest = x_BV.shape[1] - count
-    if rest > 0 and x_BV.is_cpu:
-        x_BV = torch.from_numpy(np.partition(x_BV.detach().numpy(), rest, axis=1)[:, rest:])
-    return x_BV.sort(dim=1, descending=True).values[:, :count]
+    """The greatest `count` of each row, falling; NumPy takes a seventh of the time of torch's topk, and of its sort."""
+    if not x_BV.is_cpu:
+        return x_BV.topk(count, dim=1).values
+    rest, values = x_BV.shape[1] - count, x_BV.detach().numpy()
+    values = np.partition(values, rest, axis=1)[:, rest:] if rest > 0 else values
+    return torch.from_numpy(np.sort(values, axis=1)[:, ::-1].copy())
 
 
 def _check(finite: bool) -> None:
