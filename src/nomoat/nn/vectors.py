@@ -25,6 +25,8 @@ from numba import extending, types
 from numba.core import cgutils
 
 LANES = 16
+AHEAD, AHEAD_ROWS = 4096, 8
+"""How far ahead of the products weights are asked for, in bytes (tiles) and rows: a quarter of the time in bf16."""
 GROUP = 32
 I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 F16, F32 = ir.HalfType(), ir.FloatType()
@@ -62,6 +64,15 @@ def _load(b: Builder, address: Value, kind: Any) -> Value:
 
 def _store(b: Builder, value: Value, address: Value) -> None:
     b.store(value, b.inttoptr(address, value.type.as_pointer())).align = 1
+
+
+def _ahead(b: Builder, address: Value, distance: Value | int) -> None:
+    """Ask for the cache line so many bytes behind `address`: the processor's own foresight ends with each page."""
+    distance = I64(distance) if isinstance(distance, int) else distance
+    place = b.inttoptr(b.add(address, distance), I8.as_pointer())
+    kind = ir.FunctionType(ir.VoidType(), [I8.as_pointer(), I32, I32, I32])
+    function = cgutils.get_or_insert_function(b.module, kind, "llvm.prefetch.p0")
+    b.call(function, [place, I32(0), I32(3), I32(1)])  # a read, kept in all caches, data
 
 
 def _at(b: Builder, address: Value, index: Value | int, size: int) -> Value:
@@ -151,6 +162,7 @@ def grouped(rows: int, bits: int, fast: bool) -> Callable[..., Any]:
                 totals = [_splat(b, b.neg(_load(b, b.add(xc, place), I32))) for place in places]
                 for block in range(blocks):
                     packed = _load(b, _at(b, weights, block, 64), _vector(I32))
+                    _ahead(b, _at(b, weights, block, 64), AHEAD)
                     parts = [(packed, block)]
                     if bits == 4:
                         low, high = b.and_(packed, _all(0x0F0F0F0F, I32)), b.lshr(packed, _all(4, I32))
@@ -192,6 +204,7 @@ def by_rows(outputs: int, rows: int, half: bool) -> Callable[..., Any]:
                     inputs.append([_load(b, start, _vector(F32)), _load(b, _at(b, start, 64, 1), _vector(F32))])
                 for o in range(outputs):
                     start = b.add(_at(b, w, loop.index, 64 if half else 128), b.mul(I64(o), w_step))
+                    _ahead(b, start, b.mul(w_step, I64(AHEAD_ROWS)))
                     if half:
                         pair: tuple[Value, Value] = _halves(b, start)
                     else:
