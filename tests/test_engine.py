@@ -470,7 +470,7 @@ def test_a_thousand_requests_leave_nothing_behind():
                     chance.choice([1, 2]) if at < 12 else chance.randrange(11) for at in range(chance.randint(1, 20))
                 ]
                 options = SamplingOptions(chance.choice([0.0, 1.0]), max_tokens=chance.randint(0, 8), seed=number)
-                tickets.append(engine.submit(Ask(tuple(prompt), options, n=ear.n), ear))
+                tickets.append(engine.submit(Ask(tuple(prompt), options, (5,), ear.n), ear))
                 heard.append(ear)
             for _ in range(10):  # one in ten leaves, at some moment
                 time.sleep(chance.random() * 0.01)
@@ -480,6 +480,8 @@ def test_a_thousand_requests_leave_nothing_behind():
             stats = engine.stats()
             assert (stats.queued, stats.active, stats.slots_free) == (0, 0, 8)
             assert not engine._rows and not any(seat.busy for seat in engine._seats.seats)
+            for seat in engine._seats.seats:
+                assert engine._seats.memory.lengths[seat.number] == seat.read == len(seat.tokens)
             sizes.append(engine._seats.memory.bytes())
     assert stats.cancelled > 30
     assert sizes[-1] <= 1.05 * max(sizes[2:5])
