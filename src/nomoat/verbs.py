@@ -225,6 +225,8 @@ def evaluate(
     tokenizer = spelling(opened)
     if what is not None and (task := task_of(Path(what), shots, watch)) is not None:
         return choice.evaluate_choice(model, tokenizer, task, shots, limit, watch=watch)
+    if what is not None and tokenizer.kind == "foreign":
+        return bits.measure_begun(model, tokenizer, texts_of([what]).values())
     excerpt = held_out(opened) if what is None else excerpt_of(texts_of([what]), tokenizer)
     return bits.measure(model, excerpt, tokenizer.lengths, tokenizer.eot)
 
