@@ -18,24 +18,7 @@ from typing import Any, NamedTuple
 
 from nomoat.core.errors import ConfigError, DataError
 from nomoat.data.tokenizer import BYTE_LEVEL, EOT
-from nomoat.hub.pieces import (
-    BPE,
-    BYTE,
-    CONTROL,
-    HEX,
-    MARK,
-    NORMAL,
-    UNKNOWN,
-    UNUSED,
-    USER,
-    Pieces,
-    added_tokens,
-    assembled,
-    marked,
-    read_bin,
-    read_model,
-    scores_of,
-)
+from nomoat.hub import pieces as sp
 
 KEY = "tokenizer.ggml."
 TEMPLATE = "tokenizer.chat_template"
@@ -110,14 +93,14 @@ def from_gguf(metadata: Mapping[str, Any]) -> Vocabulary:
         ConfigError: a kind of tokenizer, or a split pattern, that is not read here.
     """
     model, tokens = metadata[KEY + "model"], [*metadata[KEY + "tokens"]]
-    types = [int(one) for one in metadata.get(KEY + "token_type", [NORMAL] * len(tokens))]
+    types = [int(one) for one in metadata.get(KEY + "token_type", [sp.NORMAL] * len(tokens))]
     if len(types) != len(tokens) or not all(isinstance(token, str) for token in tokens):
         raise ValueError(f"{len(tokens)} tokens, {len(types)} types")
     if model == "llama":
         scores = [float(score) for score in metadata[KEY + "scores"]]
         unknown, prefix = metadata.get(KEY + "unknown_token_id", 0), metadata.get(KEY + "add_space_prefix", True)
         single = metadata.get(KEY + "remove_extra_whitespaces", False)
-        document, usual = marked(Pieces(tokens, scores, types, unknown, prefix, single)), True
+        document, usual = sp.marked(sp.Pieces(tokens, scores, types, unknown, prefix, single)), True
     elif model == "gpt2":
         pre = metadata.get(KEY + "pre", "default")
         if (split := SPLITS.get(SAME.get(pre, pre))) is None:
@@ -145,9 +128,9 @@ def from_llama2c(path: Path | str) -> Vocabulary:
         DataError: no such file.
     """
     data = Path(path).read_bytes()
-    pieces = read_model(data) if Path(path).suffix == ".model" else read_bin(data)
+    pieces = sp.read_model(data) if Path(path).suffix == ".model" else sp.read_bin(data)
     chat = {"template": None, "bos": "<s>", "eos": "<s>", "stops": ["<s>", "</s>"], "add_bos": True}
-    return _begun(marked(pieces), chat)
+    return _begun(sp.marked(pieces), chat)
 
 
 @_told
@@ -158,11 +141,11 @@ def from_sentencepiece(path: Path | str) -> Vocabulary:
         DataError: no such file.
         ConfigError: another kind of vocabulary (unigram, words).
     """
-    pieces = read_model(Path(path).read_bytes())
-    controls = [token for token, kind in zip(pieces.tokens, pieces.types, strict=True) if kind == CONTROL]
+    pieces = sp.read_model(Path(path).read_bytes())
+    controls = [token for token, kind in zip(pieces.tokens, pieces.types, strict=True) if kind == sp.CONTROL]
     bos, eos = (next((token for token in controls if token == name), None) for name in ("<s>", "</s>"))
     chat = {"template": None, "bos": bos, "eos": eos, "stops": [eos] if eos else [], "add_bos": bos is not None}
-    return _begun(marked(pieces), chat)
+    return _begun(sp.marked(pieces), chat)
 
 
 def to_gguf(tokenizer_json: Mapping[str, Any], chat: Mapping[str, Any]) -> dict[str, Any]:
@@ -174,22 +157,22 @@ def to_gguf(tokenizer_json: Mapping[str, Any], chat: Mapping[str, Any]) -> dict[
     model, added = tokenizer_json["model"], {one["content"]: one for one in tokenizer_json.get("added_tokens") or []}
     ids = {**model["vocab"], **{token: one["id"] for token, one in added.items()}}
     tokens = [f"[PAD{number}]" for number in range(max(ids.values()) + 1)]
-    types = [UNUSED] * len(tokens)
+    types = [sp.UNUSED] * len(tokens)
     for token, number in ids.items():
-        tokens[number], types[number] = token, NORMAL
+        tokens[number], types[number] = token, sp.NORMAL
         if token in added:
-            types[number] = CONTROL if added[token]["special"] else USER
-        elif model.get("byte_fallback") and HEX.fullmatch(token):
-            types[number] = BYTE
+            types[number] = sp.CONTROL if added[token]["special"] else sp.USER
+        elif model.get("byte_fallback") and sp.HEX.fullmatch(token):
+            types[number] = sp.BYTE
     merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model.get("merges", [])]
     parts = json.dumps(tokenizer_json.get("normalizer"))
     keys: dict[str, Any] = {"tokens": tokens, "token_type": types}
     if pre := _named_split(tokenizer_json):
         keys |= {"model": "gpt2", "pre": pre, "merges": [" ".join(pair) for pair in merges]}
-    elif json.dumps(MARK) in parts + json.dumps(tokenizer_json.get("pre_tokenizer")) and '"Precompiled"' not in parts:
+    elif json.dumps(sp.MARK) in parts + json.dumps(tokenizer_json["pre_tokenizer"]) and '"Precompiled"' not in parts:
         unknown = ids.get(model.get("unk_token"), 0)
-        types[unknown] = UNKNOWN
-        keys |= {"model": "llama", "pre": "default", "scores": scores_of(tokens, types, merges)}
+        types[unknown] = sp.UNKNOWN
+        keys |= {"model": "llama", "pre": "default", "scores": sp.scores_of(tokens, types, merges)}
         keys |= {"unknown_token_id": unknown, "add_space_prefix": _prefixed(tokenizer_json)}
         keys |= {"remove_extra_whitespaces": '" {2,}"' in parts}
     else:
@@ -212,10 +195,10 @@ def _byte_level(tokens: Sequence[str], types: Sequence[int], merges: Sequence[st
     pairs = [merge.split(" ") for merge in merges]
     if any(len(pair) != 2 for pair in pairs):
         raise ValueError(f"{next(pair for pair in pairs if len(pair) != 2)} is no pair")
-    model: dict[str, Any] = {**BPE, "unk_token": None, "fuse_unk": False, "ignore_merges": split.whole}
+    model: dict[str, Any] = {**sp.BPE, "unk_token": None, "fuse_unk": False, "ignore_merges": split.whole}
     vocabulary = {token: number for number, token in enumerate(tokens)}
     model |= {"byte_fallback": False, "vocab": vocabulary, "merges": pairs}
-    return assembled(model, added_tokens(tokens, types), split.normalizer, split.pre_tokenizer, BYTE_LEVEL)
+    return sp.assembled(model, sp.added_tokens(tokens, types), split.normalizer, split.pre_tokenizer, BYTE_LEVEL)
 
 
 def _begun(document: dict[str, Any], chat: dict[str, Any]) -> Vocabulary:
