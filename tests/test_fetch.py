@@ -111,6 +111,14 @@ def test_a_file_comes_whole_with_progress_and_is_not_fetched_twice(tmp_path):
     assert {path.name for path in path.parent.iterdir()} == {"a.bin", ".lock"}
 
 
+def test_empty_files_come_too(tmp_path):
+    with serving({"/a": b""}) as server:
+        for size in (0, None):
+            assert fetch(Remote(server.url + "/a", f"a{size}", size=size), tmp_path).read_bytes() == b""
+        with pytest.raises(DataError, match="not what it must be"):
+            fetch(Remote(server.url + "/a", "b", size=-1), tmp_path)
+
+
 def test_what_broke_off_goes_on_where_it_broke(tmp_path):
     with serving({"/a": breaking(300_000)}) as server:
         path = fetch(Remote(server.url + "/a", "a", SHA, len(DATA)), tmp_path)

