@@ -26,7 +26,7 @@ NO_IMPORTS = {"socket", "http", "urllib", "requests", "httpx", "aiohttp", "ftpli
 FETCHING = ("urllib.error", "urllib.parse", "urllib.request", "http.client", "ssl")
 ALLOWED = {
     "train/launch.py imports socket",  # asks the system what the loopback interface is called
-    # `nomoat pull` fetches what its user names, and only then: the one file that may, with the standard library's HTTP.
+    # `nomoat pull NAME` fetches what is named, and only then: the one file that may, with the standard library's HTTP.
     *(f"hub/fetch.py imports {name}" for name in FETCHING),
 }
 HEAVY = ("torch", "numpy", "pyarrow", "tokenizers", "tiktoken", "safetensors", "transformers")
