@@ -68,13 +68,12 @@ class ForeignTokenizer(Tokenizer):
         self.document = document
         spell = _spelling(document, name)
         ends = [chat.get("eos"), *(chat.get("stops") or ())]
-        self.marked = _built(document, [chat.get("bos"), *ends], name)
         self.reference = _built(document, [chat.get("bos"), *ends], name)
         self.reference.encode_special_tokens = True
-        added = self.marked.get_added_tokens_decoder()
+        added = self.reference.get_added_tokens_decoder()
         special = {token.content: number for number, token in added.items() if token.special}
         silent = {*special, document["model"].get("unk_token")}
-        ids = self.marked.get_vocab(with_added_tokens=True)
+        ids = self.reference.get_vocab(with_added_tokens=True)
         tokens = [b""] * (max(ids.values()) + 1)
         for token, number in ids.items():
             tokens[number] = b"" if token in silent else token.encode() if number in added else spell(token)
@@ -87,8 +86,8 @@ class ForeignTokenizer(Tokenizer):
             )
         super().__init__(tokens, special[known[0]] if known else stops[0])
         self.special, self.stops = special, tuple(dict.fromkeys(stops))
-        plain = self.marked.encode("a", add_special_tokens=False).ids
-        whole = self.marked.encode("a", add_special_tokens=True).ids
+        plain = self.reference.encode("a", add_special_tokens=False).ids
+        whole = self.reference.encode("a", add_special_tokens=True).ids
         places = (place for place in range(len(whole)) if whole[place : place + len(plain)] == plain)
         self.begin = tuple(whole[: next(places, 0)])
         if "add_bos" in chat:
@@ -102,6 +101,13 @@ class ForeignTokenizer(Tokenizer):
     def encode_marked(self, text: str) -> NDArray[Any]:
         ids = self.marked.encode(unicode_only(text), add_special_tokens=False).ids
         return np.array(ids, dtype=self.dtype)
+
+    @cached_property
+    def marked(self) -> tokenizers.Tokenizer:
+        """The same, but with an eye for special tokens."""
+        made = copy.deepcopy(self.reference)
+        made.encode_special_tokens = False
+        return made
 
     def encode_on(self, text: str) -> NDArray[Any]:
         return self.encode(text.removeprefix(" ") if self.prefixes else text)
