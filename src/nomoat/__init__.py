@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         load,
         make,
         plan,
+        pull,
         resume,
         runs,
         surprise,
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "doctor", "evaluate", "export", "generate", "import_model", "load", "make", "plan", "resume", "runs", "surprise",
-    "train",
+    "doctor", "evaluate", "export", "generate", "import_model", "load", "make", "plan", "pull", "resume", "runs",
+    "surprise", "train",
 ]  # fmt: skip
 
 

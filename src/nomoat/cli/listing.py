@@ -52,6 +52,7 @@ VERBS = (
         trains=True,
     ),
     Verb("make", "resume last", "go on with a stopped run", "nomoat.cli.making:resume", trains=True),
+    Verb("use", "pull smollm2-135m-instruct", "fetch a published model, as a run", "nomoat.cli.pulling:pull"),
     Verb("use", 'generate last "def read("', "text from a model, as it is written", "nomoat.cli.using:generate"),
     Verb("look", "runs", "all runs: state, figure, size", "nomoat.cli.looking:runs"),
     Verb("look", "evaluate last notes", "bits per byte, or a task's score", "nomoat.cli.looking:evaluate"),

@@ -6,12 +6,12 @@ tokenizer.json, tokenizer_config.json, chat_template.jinja, generation_config.js
 from __future__ import annotations
 
 import json
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from nomoat.core.errors import DataError
 from nomoat.hub.fields import read_json
+from nomoat.hub.vocabulary import from_sentencepiece
 
 JSON = dict[str, Any]
 
@@ -24,7 +24,7 @@ def read_vocabulary(folder: Path) -> tuple[str, JSON] | None:
     """
     if not (folder / "tokenizer.json").is_file():
         beside = folder / "tokenizer.model"
-        return import_module("nomoat.hub.vocabulary").from_sentencepiece(beside) if beside.is_file() else None
+        return from_sentencepiece(beside) if beside.is_file() else None
     text = json.dumps(read_json(folder / "tokenizer.json"), ensure_ascii=False)
     settings, marks, generation = (
         read_json(folder / name) if (folder / name).is_file() else {}

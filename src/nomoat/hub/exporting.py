@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from nomoat.hub.config import write_config
 from nomoat.hub.gguf import Made, write_gguf
 from nomoat.hub.gguf_keys import divisors, metadata_of
 from nomoat.hub.importing import DTYPES, Watch, told, typed
+from nomoat.hub.vocabulary import to_gguf
 
 FORMS = ("hf", "gguf")
 SHARD_BYTES = 5 * 10**9
@@ -172,7 +172,7 @@ def _write_gguf(run: Run, family: LM, config: dict[str, Any], file: Path, dtype:
     if licence := _licence(run):
         metadata["general.license"] = licence.lower()
     if words := _words(run):
-        metadata |= import_module("nomoat.hub.vocabulary").to_gguf(json.loads(words[0]), words[1])
+        metadata |= to_gguf(json.loads(words[0]), words[1])
         _pad(metadata, family.vocab_size)
     write_gguf(file, metadata, made)
 

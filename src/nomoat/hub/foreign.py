@@ -11,7 +11,6 @@ import math
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from nomoat.data.licence import LicenceFinder
 from nomoat.data.spdx import licence_id
 from nomoat.families.lm import LM
 from nomoat.hub import names
+from nomoat.hub import vocabulary as vocabularies
 from nomoat.hub.blocks import PLAIN, unpack
 from nomoat.hub.chat_files import read_vocabulary
 from nomoat.hub.config import read_config
@@ -119,7 +119,7 @@ def _gguf(path: Path) -> Foreign:
     def vocabulary() -> Vocabulary | None:
         if "tokenizer.ggml.model" not in header.metadata:
             return None
-        return import_module("nomoat.hub.vocabulary").from_gguf(header.metadata)
+        return vocabularies.from_gguf(header.metadata)
 
     return Foreign("GGUF", path, (path,), config, tensors, vocabulary, licence or _around(path.parent))
 
@@ -210,7 +210,7 @@ def _llama2c(path: Path) -> Foreign:
         candidates = [path.with_name(name) for name in (f"tok{vocab_size}.bin", "tokenizer.bin")]
         candidates += [each.with_suffix(".model") for each in candidates]
         beside = next((each for each in candidates if each.is_file()), None)
-        return None if beside is None else import_module("nomoat.hub.vocabulary").from_llama2c(beside)
+        return None if beside is None else vocabularies.from_llama2c(beside)
 
     return Foreign("llama2.c", path, (path,), config, tensors, vocabulary, _around(path.parent))
 
