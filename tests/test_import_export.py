@@ -73,7 +73,7 @@ def test_its_card_and_ledger_say_whose_it_is(folder):
     ledger, data = run.read_json("ledger.json"), run.recipe.data
     assert (ledger["licence"], ledger["format"]) == ("MIT", "Hugging Face")
     assert ledger["files"] == {"model.safetensors": data.sha256}
-    assert ledger["source"] == data.source == str(folder.resolve())
+    assert (ledger["source"], data.source) == (folder.name, str(folder.resolve()))
     text = (run.path / "card.md").read_text()
     for part in ("MIT (README.md, line 2", data.sha256, "imported", "Others trained it", "as LlamaForCausalLM"):
         assert part in text
