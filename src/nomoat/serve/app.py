@@ -1,0 +1,221 @@
+"""The endpoints: thin functions between OpenAI's shapes and the models.
+
+    request -> Guard -> route -> Models.get -> asking -> Answer -> EventStream | one JSON object
+
+FastAPI finds the route, checks the body and writes the OpenAPI document; what is streamed does not pass through it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from nomoat.core.errors import ConfigError, DataError, NomoatError
+from nomoat.serve import asking, shapes
+from nomoat.serve.chunks import ChatChunks, Chunks, EventStream, TextChunks, collected
+from nomoat.serve.guard import Guard, is_loopback
+from nomoat.serve.measures import page
+from nomoat.serve.models import Models, Served
+from nomoat.serve.openai import (
+    ApiError,
+    ChatRequest,
+    CompletionRequest,
+    Drawing,
+    EmbeddingRequest,
+    ModelRequest,
+    Texts,
+    to_bytes,
+)
+from nomoat.serve.responses import ResponseEvents, ResponsesRequest, as_chat
+from nomoat.serve.streams import Answer, LeftError, Mailbox, Wanted
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": shapes.Error, "description": "What is wrong with the request"},
+    "5XX": {"model": shapes.Error, "description": "What is wrong with the server"},
+}
+STOPPING = ApiError(503, "the server is stopping", code="stopping", retry_after=5)
+
+
+class Server:
+    """The app with what its routes share.
+
+    Args:
+        models: what is served.
+        fatal: told when the first model cannot be loaded.
+    """
+
+    def __init__(self, models: Models, fatal: Callable[[BaseException], None] = lambda error: None) -> None:
+        self.models, self.settings, self._fatal = models, models.settings, fatal
+        self.stopping = False
+        self.app = FastAPI(
+            title="nomoat", lifespan=self._life, docs_url=None, redoc_url=None, redirect_slashes=False, responses=ERRORS
+        )
+        for kind in (ApiError, NomoatError, RequestValidationError, HTTPException, LeftError, Exception):
+            self.app.add_exception_handler(kind, failed)
+        self._routes()
+        settings = self.settings
+        self.guard = Guard(self.app, settings.keys, is_loopback(settings.host), settings.origins)
+
+    def _routes(self) -> None:
+        def add(method: str, path: str, answer: Callable[..., Awaitable[Response]], model: Any = None) -> None:
+            said = {"model": model} if model else {}
+            responses: dict[int | str, dict[str, Any]] = {200: {**said, "description": "The answer"}}
+            self.app.add_api_route(path, answer, methods=[method], responses=responses, response_model=None)
+
+        add("GET", "/health", self.health)
+        add("GET", "/ready", self.ready)
+        add("GET", "/metrics", self.metrics)
+        add("GET", "/v1/models", self.list_models, shapes.Models)
+        add("GET", "/v1/models/{name:path}", self.one_model, shapes.Model)
+        add("POST", "/v1/models/load", self.load, shapes.Model)
+        add("POST", "/v1/models/unload", self.unload, shapes.Model)
+        add("POST", "/v1/chat/completions", self.chat, shapes.Chat)
+        add("POST", "/v1/completions", self.completions, shapes.Completion)
+        add("POST", "/v1/responses", self.responses, shapes.Response)
+        add("POST", "/v1/embeddings", self.embeddings, shapes.Embeddings)
+
+    @asynccontextmanager
+    async def _life(self, app: FastAPI) -> AsyncIterator[None]:
+        self.mailbox = Mailbox()
+        tasks = [asyncio.create_task(self._first()), asyncio.create_task(self.models.free_idle())]
+        yield
+        for task in tasks:
+            task.cancel()
+        await asyncio.to_thread(self.models.close)
+
+    async def _first(self) -> None:
+        try:
+            await self.models.get("")
+        except Exception as error:
+            self._fatal(error)
+
+    def stop(self) -> None:
+        """Take no more requests; answers that run have so many seconds to end. Called on the event loop."""
+        self.stopping = True
+        asyncio.get_running_loop().call_later(self.settings.drain_seconds, self.mailbox.end, STOPPING)
+
+    async def health(self) -> Response:
+        """The process is alive."""
+        return answered({"status": "ok"})
+
+    async def ready(self) -> Response:
+        """The first model is in memory and the server is not stopping."""
+        if self.stopping or not self.models.ready:
+            raise ApiError(503, "loading" if not self.stopping else "stopping", code="not_ready", retry_after=1)
+        return answered({"status": "ready"})
+
+    async def metrics(self) -> Response:
+        """Counters for Prometheus."""
+        text = page(self.models.loaded, self.guard.responses)
+        return Response(text, media_type="text/plain; version=0.0.4")
+
+    async def list_models(self) -> Response:
+        """The models that are served, in memory or not."""
+        return answered({"object": "list", "data": [self.models.described(name) for name in self.models.runs]})
+
+    async def one_model(self, name: str) -> Response:
+        """One model."""
+        return answered(self.models.described(name))
+
+    async def load(self, body: ModelRequest) -> Response:
+        """Load a model before it is asked for."""
+        await self.models.get(body.model)
+        return answered(self.models.described(body.model))
+
+    async def unload(self, body: ModelRequest) -> Response:
+        """Free a model that is not at work."""
+        await self.models.unload(body.model)
+        return answered(self.models.described(body.model))
+
+    async def chat(self, body: ChatRequest, request: Request) -> Response:
+        """The next message of a conversation."""
+        served = await self._served(body.model)
+        wanted = await asking.chat(served, body, self.settings.deadline_seconds)
+        return await self._write(served, wanted, body, request, ChatChunks(served, wanted, usage_wanted(body)))
+
+    async def completions(self, body: CompletionRequest, request: Request) -> Response:
+        """What follows a text."""
+        served = await self._served(body.model)
+        wanted = await asking.completion(served, body, self.settings.deadline_seconds)
+        return await self._write(served, wanted, body, request, TextChunks(served, wanted, usage_wanted(body)))
+
+    async def responses(self, body: ResponsesRequest, request: Request) -> Response:
+        """The next items of a conversation; nothing is stored."""
+        served = await self._served(body.model)
+        wanted = await asking.chat(served, as_chat(body), self.settings.deadline_seconds)
+        return await self._write(served, wanted, body, request, ResponseEvents(served, body))
+
+    async def embeddings(self, body: EmbeddingRequest) -> Response:
+        """A vector of length 1 for each text: the mean over its tokens."""
+        served = await self._served(body.model)
+        if not hasattr(served.family, "encode"):
+            raise ApiError(400, f"{served.name} has no embeddings", param="model")
+        rows = await asyncio.to_thread(asking.prompts, served, body.input)
+        for row in rows:
+            served.fit(len(row), 0, "input")
+        vectors = await asyncio.get_running_loop().run_in_executor(served.aside, served.embed, rows)
+        if body.dimensions not in (None, len(vectors[0])):
+            raise ApiError(400, f"{served.name} gives {len(vectors[0])} numbers, no fewer", param="dimensions")
+        packed = [base64.b64encode(struct.pack(f"<{len(one)}f", *one)).decode() for one in vectors]
+        shown = packed if body.encoding_format == "base64" else vectors
+        data = [{"object": "embedding", "index": index, "embedding": one} for index, one in enumerate(shown)]
+        read = sum(map(len, rows))
+        usage = {"prompt_tokens": read, "total_tokens": read}
+        return answered({"object": "list", "data": data, "model": served.name, "usage": usage})
+
+    async def _served(self, name: str) -> Served:
+        if self.stopping:
+            raise STOPPING
+        return await self.models.get(name)
+
+    async def _write(self, served: Served, wanted: Wanted, body: Drawing, request: Request, chunks: Chunks) -> Response:
+        answer = Answer(served, wanted, self.mailbox)
+        if body.stream:
+            return EventStream(answer, chunks, self.settings.deadline_seconds)
+        return answered(chunks.whole(await collected(answer, request.receive), answer.usage()))
+
+
+def usage_wanted(body: Texts) -> bool:
+    """Whether a stream is to end with its usage."""
+    return body.stream_options is not None and bool(body.stream_options.include_usage)
+
+
+def answered(value: Any) -> Response:
+    """An answer as JSON."""
+    return Response(to_bytes(value), media_type="application/json")
+
+
+async def failed(request: Request, error: Exception) -> Response:
+    """Any error as OpenAI's clients read it. What a client sent is in no message that is logged."""
+    if isinstance(error, LeftError):
+        return Response(status_code=499)
+    told = as_api_error(error)
+    return Response(to_bytes(told.body()), told.status, told.headers, "application/json")
+
+
+def as_api_error(error: Exception) -> ApiError:
+    """What a client is told of an error."""
+    from nomoat.serve.engine import Full
+
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, Full):
+        return ApiError(429, str(error), code="queue_full", retry_after=error.retry_after)
+    if isinstance(error, RequestValidationError):
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"] if part != "body")
+        return ApiError(400, f"{place or 'body'}: {first['msg'].removeprefix('Value error, ')}", param=place or None)
+    if isinstance(error, HTTPException):
+        return ApiError(error.status_code, str(error.detail), headers=error.headers)
+    if isinstance(error, ConfigError | DataError):
+        return ApiError(400, str(error))
+    return ApiError(500, str(error) if isinstance(error, NomoatError) else "a fault of the server; its log says where")

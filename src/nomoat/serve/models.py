@@ -1,0 +1,273 @@
+"""The models of a server: loaded by name when they are first asked for, freed when nobody has asked for a while.
+
+    run -> read -> Served (engine, tokenizer, chat, family)        name -> Models.get -> Served
+
+A run is known by its own name and by what was typed to name it. The first is loaded at once; `/ready` says when.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from nomoat.core.errors import ConfigError
+from nomoat.serve.measures import Measures
+from nomoat.serve.openai import ApiError, now
+
+if TYPE_CHECKING:
+    from nomoat.core.run import Run
+    from nomoat.data.chat import Chat
+    from nomoat.data.tokenizer import Tokenizer
+    from nomoat.sampling.constrain import Constraint
+    from nomoat.serve.engine import Engine
+
+CONSTRAINTS_KEPT = 32
+ROWS = 8
+"""Texts that are embedded in one call of the model."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a server runs.
+
+    Args:
+        host: the address to listen on; any but loopback needs keys.
+        port: 0: a free one.
+        keys: any of them lets a client in; none: everybody on this machine may come in.
+        origins: web pages that may call, as scheme://host:port.
+        slots: texts written at once, a model.
+        context_length: tokens of prompt and answer together; None: the model's own.
+        queue: requests that may wait, a model.
+        idle_minutes: a model that nobody has asked for so long is freed; 0: never.
+        deadline_seconds: longest time for one request.
+        drain_seconds: how long running answers may go on when the server is told to stop.
+        bits: 8 or 4: compute with quantised weights; None: as they are.
+        device: `auto`, `cpu`, `cuda` or `mps`.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    keys: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
+    slots: int = 8
+    context_length: int | None = None
+    queue: int = 64
+    idle_minutes: float = 0.0
+    deadline_seconds: float = 600.0
+    drain_seconds: float = 30.0
+    bits: int | None = None
+    device: str = "auto"
+
+
+@dataclass
+class Served:
+    """One model in memory.
+
+    Args:
+        name: by which clients know it.
+        engine: writes text with it.
+        tokenizer: its tokenizer.
+        chat: its chat template.
+        family: the model itself, for what is not written token by token.
+        context_length: tokens of prompt and answer together.
+    """
+
+    name: str
+    engine: Engine
+    tokenizer: Tokenizer
+    chat: Chat
+    family: Any
+    context_length: int
+    measures: Measures = field(default_factory=Measures)
+    used: float = field(default_factory=time.monotonic)
+    aside: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
+    _vocabulary: Any = None
+    _constraints: dict[str, Constraint] = field(default_factory=dict)
+
+    def text(self, *tokens: int) -> str:
+        """Tokens as text; half a character shows as U+FFFD."""
+        return b"".join(map(self.tokenizer.token_bytes, tokens)).decode("utf-8", errors="replace")
+
+    def encoded(self, text: str) -> tuple[int, ...]:
+        """The tokens of a text, what stands before it included; one that cannot fit is not even encoded.
+
+        Raises:
+            ApiError: it is longer than the context in any case.
+        """
+        longest = int(self.tokenizer.lengths.max())
+        if len(text) > self.context_length * longest:
+            self.fit(len(text) // longest)
+        return (*self.tokenizer.begin, *map(int, self.tokenizer.encode(text)))
+
+    def fit(self, tokens: int, wanted: int | None = None, param: str | None = None) -> int:
+        """How many tokens may be written after a prompt of so many, where so many are wanted.
+
+        Raises:
+            ApiError: the prompt leaves no room.
+        """
+        room = self.context_length - tokens
+        if room < min(1, 1 if wanted is None else wanted):
+            message = f"the prompt has {tokens} tokens; {self.name} reads {self.context_length}, prompt and answer"
+            raise ApiError(400, message, param=param, code="context_length_exceeded")
+        return room if wanted is None else min(room, wanted)
+
+    def constraint(self, kind: Any, spec: Any) -> Constraint:
+        """What holds a text to a form; compiled once, then copied. Takes up to seconds: for a thread of its own.
+
+        Raises:
+            ConfigError: it cannot be compiled, or not within the limits.
+        """
+        from nomoat.sampling.constrain import Vocabulary, compile_constraint
+
+        key = repr((kind, spec))
+        if (found := self._constraints.get(key)) is None:
+            if self._vocabulary is None:
+                self._vocabulary = Vocabulary.of(self.tokenizer)
+            found = compile_constraint(kind, spec, self._vocabulary)
+            while len(self._constraints) >= CONSTRAINTS_KEPT:
+                self._constraints.pop(next(iter(self._constraints)))
+            self._constraints[key] = found
+        return found.fork()
+
+    def embed(self, rows: Sequence[Sequence[int]]) -> list[list[float]]:
+        """A vector of length 1 for each row of tokens: the mean over the model's outputs."""
+        import torch
+        from torch.nn.functional import normalize
+        from torch.nn.utils.rnn import pad_sequence
+
+        vectors: dict[int, list[float]] = {}
+        order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
+        device = next(self.family.parameters()).device
+        for some in (order[start : start + ROWS] for start in range(0, len(order), ROWS)):
+            tokens_BL = pad_sequence([torch.tensor(rows[index]) for index in some], batch_first=True, padding_value=-1)
+            batch = {"tokens": tokens_BL.clamp(min=0).to(device), "mask": (tokens_BL >= 0).to(device)}
+            with torch.no_grad():
+                vectors |= zip(some, normalize(self.family.encode(batch).float(), dim=1).tolist(), strict=True)
+        return [vectors[index] for index in range(len(rows))]
+
+    def close(self, drain_seconds: float = 0.0) -> None:
+        """Free everything."""
+        self.engine.close(drain_seconds)
+        self.aside.shutdown(wait=False)
+
+
+def read(run: Run, settings: Settings) -> Served:
+    """Load the model of a run and start an engine for it.
+
+    Raises:
+        ConfigError: it is no model of text, or nothing computes it with so few bits.
+        CheckpointError: no checkpoint is good.
+    """
+    from nomoat.core.device import choose
+    from nomoat.core.run import load
+    from nomoat.data import tokenizer
+    from nomoat.data.chat import Chat
+    from nomoat.serve.engine import Engine
+
+    family: Any = load(run).to(choose(settings.device))
+    if not hasattr(family, "decode") or not (run.path / "tokenizer.json").exists():
+        raise ConfigError(f"{run.name} does not write text", "only models of text are served", "name another run")
+    if settings.bits is not None:
+        raise ConfigError(f"{run.name} cannot be served with {settings.bits} bits", "nothing here computes with them")
+    length = min(settings.context_length or family.config.context_length, family.config.context_length)
+    engine = Engine(family, slots=settings.slots, context_length=length, queue=settings.queue)
+    return Served(run.name, engine, tokenizer.load(run.path / "tokenizer.json"), Chat.of(run.path), family, length)
+
+
+class Models:
+    """The models of a server, by name.
+
+    Args:
+        runs: what was typed to name a run, and the run; the first is loaded at once.
+        settings: how they are served.
+        reader: loads one.
+
+    Attributes:
+        ready: a model has been loaded; it may have been freed since.
+    """
+
+    def __init__(
+        self, runs: Mapping[str, Run], settings: Settings, reader: Callable[[Run, Settings], Served] = read
+    ) -> None:
+        self.runs = {run.name: run for run in runs.values()}
+        self.names = {**{typed: run.name for typed, run in runs.items()}, **{name: name for name in self.runs}}
+        self.first, self.settings, self.created = next(iter(self.runs)), settings, now()
+        self._reader = reader
+        self._loaded: dict[str, Served] = {}
+        self.ready = False
+        self._locks: dict[str, asyncio.Lock] = {name: asyncio.Lock() for name in self.runs}
+
+    @property
+    def loaded(self) -> Iterable[Served]:
+        """The models in memory."""
+        return tuple(self._loaded.values())
+
+    def _known(self, name: str) -> str:
+        if name and name not in self.names:
+            raise ApiError(404, f"there is no model `{name}` here", param="model", code="model_not_found")
+        return self.names[name] if name else self.first
+
+    async def get(self, name: str) -> Served:
+        """The model of that name (none: the first), loaded if it is not.
+
+        Raises:
+            ApiError: there is none.
+            NomoatError: it cannot be loaded.
+        """
+        name = self._known(name)
+        async with self._locks[name]:
+            if name not in self._loaded:
+                self._loaded[name] = await asyncio.to_thread(self._reader, self.runs[name], self.settings)
+            self.ready = True
+            served = self._loaded[name]
+            served.used = time.monotonic()
+            return served
+
+    async def unload(self, name: str) -> None:
+        """Free a model; it is loaded again when somebody asks for it.
+
+        Raises:
+            ApiError: there is none, or it is at work.
+        """
+        name = self._known(name)
+        async with self._locks[name]:
+            served = self._loaded.get(name)
+            if served is None:
+                return
+            stats = served.engine.stats()
+            if stats.active or stats.queued:
+                raise ApiError(409, f"{name} is at work", param="model", code="busy")
+            del self._loaded[name]
+            await asyncio.to_thread(served.close)
+
+    async def free_idle(self) -> None:
+        """Free what nobody has asked for, again and again; ends with the server."""
+        seconds = self.settings.idle_minutes * 60
+        while seconds:
+            await asyncio.sleep(seconds / 10)
+            for served in self.loaded:
+                stats = served.engine.stats()
+                if stats.active or stats.queued:
+                    served.used = time.monotonic()
+                elif time.monotonic() - served.used > seconds:
+                    with suppress(ApiError):  # asked for meanwhile
+                        await self.unload(served.name)
+
+    def described(self, name: str) -> dict[str, Any]:
+        """A model as `/v1/models` shows it."""
+        name = self._known(name)
+        served = self._loaded.get(name)
+        length = served.context_length if served else None
+        shown = {"id": name, "object": "model", "created": self.created, "owned_by": "nomoat"}
+        return {**shown, "loaded": served is not None, "context_length": length}
+
+    def close(self) -> None:
+        """Free all of them."""
+        for served in self.loaded:
+            served.close()
+        self._loaded.clear()
