@@ -13,7 +13,7 @@ import threading
 import time
 import types
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import torch
 from nomoat.core.errors import ConfigError, NomoatError
 from nomoat.data.tokenizer import ByteTokenizer
 
-if importlib.util.find_spec("nomoat.serve.engine") is None:  # until the engine is there: its words alone
+if importlib.util.find_spec("nomoat.serve.ask") is None:  # until the engine is there: its words alone
 
     @dataclass(frozen=True)
     class Ask:
@@ -39,21 +39,22 @@ if importlib.util.find_spec("nomoat.serve.engine") is None:  # until the engine 
     class Event:
         choice: int
         token: int | None
-        logprob: float
-        top: tuple
-        finish: str | None
+        logprob: float = 0.0
+        top: tuple = ()
+        finish: str | None = None
         error: str = ""
+        prompt: bool = False
 
     class Full(NomoatError):  # noqa: N818
-        def __init__(self, retry_after):
+        def __init__(self, waiting, retry_after):
             super().__init__("the queue is full", "", "try again later")
             self.retry_after = retry_after
 
-    words = types.ModuleType("nomoat.serve.engine")
-    words.Ask, words.Event, words.Full = Ask, Event, Full
-    sys.modules["nomoat.serve.engine"] = words
+    words = types.ModuleType("nomoat.serve.ask")
+    words.Ask, words.Event, words.Full, words.Ticket = Ask, Event, Full, object
+    sys.modules["nomoat.serve.ask"] = words
 
-from nomoat.serve.engine import Ask, Event, Full
+from nomoat.serve.ask import Event, Full
 from nomoat.serve.models import Models, Served, Settings
 
 EOT = 256
@@ -62,7 +63,7 @@ EOT = 256
 class Bytes(ByteTokenizer):
     """Bytes, with what an imported tokenizer has besides."""
 
-    begin, stops = (EOT,), (EOT,)
+    begin, stops, prefixes = (EOT,), (EOT,), False
 
 
 class Ticket:
@@ -107,7 +108,7 @@ class ScriptedEngine:
     def submit(self, ask, sink):
         with self.lock:
             if len(self.jobs) >= self.room:
-                raise Full(2.0)
+                raise Full(self.room, 2.0)
             if self.closed:
                 raise ConfigError("closed")
             ticket = Ticket(self)
@@ -116,6 +117,8 @@ class ScriptedEngine:
             self.jobs.append([ask, sink, ticket, [iter(text) for text in texts], whole])
             self.asks.append(ask)
             self.tickets.append(ticket)
+            for place in range(1, len(ask.tokens) if ask.prompt_logprobs else 0):
+                sink(Event(0, ask.tokens[place], -place, self._top(ask, ask.tokens[place]), prompt=True))
             self.counted.tokens_in += len(ask.tokens)
             self.lock.notify()
         return ticket
@@ -172,7 +175,7 @@ class ScriptedEngine:
 class PlainChat:
     """A template of one line a message; tools are named before it."""
 
-    own = True
+    own, stop = True, ()
 
     def render(self, messages, tools=None, answer=True):
         if any("refuse" in str(message["content"]) for message in messages):
@@ -216,9 +219,7 @@ def reader(script=hello, context_length=2000, **engine):
     made = []
 
     def read(run, settings):
-        served = Served(
-            run.name, ScriptedEngine(script, **engine), Bytes(), PlainChat(), Encodes(), context_length
-        )
+        served = Served(run.name, ScriptedEngine(script, **engine), Bytes(), PlainChat(), Encodes(), context_length)
         made.append(served)
         return served
 
@@ -229,23 +230,20 @@ def reader(script=hello, context_length=2000, **engine):
 @contextmanager
 def running(script=hello, names=("tiny",), settings=None, read=None, **engine):
     """A server on a free port: its address as `base`, the models made so far as `made`."""
-    import uvicorn
-
     from nomoat.serve.app import Server
+    from nomoat.serve.start import Listening
 
-    read = read or reader(script, **engine)
-    server = Server(Models({name: Named(name) for name in names}, settings or Settings(), read))
-    config = uvicorn.Config(server.guard, port=0, log_config=None, timeout_graceful_shutdown=5)
-    listener = uvicorn.Server(config)
-    plug = config.bind_socket()
-    thread = threading.Thread(target=listener.run, args=([plug],), daemon=True)
+    read, told = read or reader(script, **engine), []
+    settings = replace(settings or Settings(drain_seconds=1.0), port=0)
+    server = Server(Models({name: Named(name) for name in names}, settings, read))
+    listening = Listening(server, told.append)
+    thread = threading.Thread(target=listening.run, daemon=True)
     thread.start()
-    until(lambda: listener.started and server.models.ready)
-    address = f"http://127.0.0.1:{plug.getsockname()[1]}"
+    until(lambda: told and (server.models.ready or listening.fault))
     try:
-        yield types.SimpleNamespace(base=address, server=server, made=read.made, listener=listener)
+        yield types.SimpleNamespace(base=told[0], server=server, made=read.made, listening=listening)
     finally:
-        listener.should_exit = True
+        listening.should_exit = True
         thread.join(10)
         assert not thread.is_alive()
 
@@ -263,7 +261,11 @@ def main(pause, drain):
     from nomoat.serve.start import serve
 
     def slow(ask, row):
-        return b"x" * 300 if b"error" not in bytes(token for token in ask.tokens if token < 256) else [ZeroDivisionError("x")]
+        return (
+            b"x" * 300
+            if b"error" not in bytes(token for token in ask.tokens if token < 256)
+            else [ZeroDivisionError("x")]
+        )
 
     settings = Settings(port=0, drain_seconds=float(drain))
     serve(

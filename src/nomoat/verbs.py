@@ -270,7 +270,8 @@ def serve(runs: Sequence[Run | Path | str], watch: Watch | None = None, **settin
         from nomoat.serve.start import read_keys
         from nomoat.serve.start import serve as start
     except ModuleNotFoundError as error:
-        raise ConfigError(f"{error.name} is not installed", "serving needs it", "pip install 'nomoat[serve]'") from error
+        fix = "pip install 'nomoat[serve]'"
+        raise ConfigError(f"{error.name} is not installed", "serving needs it", fix) from error
 
     _checked(settings.get("device", "auto"))
     keys = read_keys(settings.pop("key_file", None))

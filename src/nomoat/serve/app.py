@@ -16,11 +16,13 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from nomoat.core.errors import ConfigError, DataError, NomoatError
 from nomoat.serve import asking, shapes
+from nomoat.serve.ask import Full
 from nomoat.serve.chunks import ChatChunks, Chunks, EventStream, TextChunks, collected
 from nomoat.serve.guard import Guard, is_loopback
 from nomoat.serve.measures import page
@@ -50,16 +52,22 @@ class Server:
 
     Args:
         models: what is served.
-        fatal: told when the first model cannot be loaded.
     """
 
-    def __init__(self, models: Models, fatal: Callable[[BaseException], None] = lambda error: None) -> None:
-        self.models, self.settings, self._fatal = models, models.settings, fatal
-        self.stopping = False
+    def __init__(self, models: Models) -> None:
+        self.models, self.settings, self.stopping = models, models.settings, False
         self.app = FastAPI(
             title="nomoat", lifespan=self._life, docs_url=None, redoc_url=None, redirect_slashes=False, responses=ERRORS
         )
-        for kind in (ApiError, NomoatError, RequestValidationError, HTTPException, LeftError, Exception):
+        for kind in (
+            ApiError,
+            NomoatError,
+            RequestValidationError,
+            ValidationError,
+            HTTPException,
+            LeftError,
+            Exception,
+        ):
             self.app.add_exception_handler(kind, failed)
         self._routes()
         settings = self.settings
@@ -86,17 +94,10 @@ class Server:
     @asynccontextmanager
     async def _life(self, app: FastAPI) -> AsyncIterator[None]:
         self.mailbox = Mailbox()
-        tasks = [asyncio.create_task(self._first()), asyncio.create_task(self.models.free_idle())]
+        freeing = asyncio.create_task(self.models.free_idle())
         yield
-        for task in tasks:
-            task.cancel()
+        freeing.cancel()
         await asyncio.to_thread(self.models.close)
-
-    async def _first(self) -> None:
-        try:
-            await self.models.get("")
-        except Exception as error:
-            self._fatal(error)
 
     def stop(self) -> None:
         """Take no more requests; answers that run have so many seconds to end. Called on the event loop."""
@@ -204,16 +205,16 @@ async def failed(request: Request, error: Exception) -> Response:
 
 def as_api_error(error: Exception) -> ApiError:
     """What a client is told of an error."""
-    from nomoat.serve.engine import Full
-
     if isinstance(error, ApiError):
         return error
     if isinstance(error, Full):
         return ApiError(429, str(error), code="queue_full", retry_after=error.retry_after)
-    if isinstance(error, RequestValidationError):
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"] if part != "body")
-        return ApiError(400, f"{place or 'body'}: {first['msg'].removeprefix('Value error, ')}", param=place or None)
+    if isinstance(error, RequestValidationError | ValidationError):
+        found = error.errors()  # of a union, one for each member: the first that is not of a wrong type says most
+        first = next((one for one in found if not str(one["type"]).endswith("_type")), found[0])
+        place = [str(part) for part in first["loc"] if part != "body"]
+        words = f"{'.'.join(place) or 'body'}: {first['msg'].removeprefix('Value error, ')}"
+        return ApiError(400, words, param=place[0] if place else None)
     if isinstance(error, HTTPException):
         return ApiError(error.status_code, str(error.detail), headers=error.headers)
     if isinstance(error, ConfigError | DataError):

@@ -9,13 +9,13 @@ Rendering, encoding and compiling take as long as a client makes them take: they
 from __future__ import annotations
 
 import asyncio
-import json
 import secrets
 import time
 from dataclasses import replace
 from typing import Any
 
 from nomoat.sampling.tokens import SamplingOptions
+from nomoat.serve.ask import Ask
 from nomoat.serve.models import Served
 from nomoat.serve.openai import ApiError, ChatRequest, CompletionRequest, Drawing, Message, Prompts, Texts
 from nomoat.serve.streams import Wanted
@@ -48,8 +48,6 @@ async def chat(served: Served, body: ChatRequest, deadline_seconds: float) -> Wa
     Raises:
         ApiError, ConfigError: it cannot be had.
     """
-    from nomoat.serve.engine import Ask
-
     tools = [tool.model_dump(exclude_none=True) for tool in body.tools or ()]
     choice = body.tool_choice or "auto"
     named = choice if isinstance(choice, str) else choice.function.name
@@ -74,7 +72,13 @@ async def chat(served: Served, body: ChatRequest, deadline_seconds: float) -> Wa
         constraint=await asyncio.to_thread(served.constraint, *form) if form else None,
         deadline=time.monotonic() + deadline_seconds,
     )
-    return Wanted((ask,), stops(body), names if offered else (), bool(body.logprobs))
+    return Wanted(
+        asks=(ask,),
+        stop=(*stops(body), *served.chat.stop),
+        tools=names if offered else (),
+        marked=bool(body.logprobs),
+        fresh=served.tokenizer.prefixes,
+    )
 
 
 async def completion(served: Served, body: CompletionRequest, deadline_seconds: float) -> Wanted:
@@ -83,8 +87,6 @@ async def completion(served: Served, body: CompletionRequest, deadline_seconds: 
     Raises:
         ApiError, ConfigError: it cannot be had.
     """
-    from nomoat.serve.engine import Ask
-
     rows = await asyncio.to_thread(prompts, served, body.prompt)
     form = _form(body)
     constraint = await asyncio.to_thread(served.constraint, *form) if form else None
@@ -103,7 +105,7 @@ async def completion(served: Served, body: CompletionRequest, deadline_seconds: 
     for row in rows:
         options = replace(ask.options, max_tokens=served.fit(len(row), max_tokens, "prompt"))
         asks.append(replace(ask, tokens=row, options=options, constraint=constraint.fork() if constraint else None))
-    echo = [served.text(*row) for row in rows for _ in range(ask.n)] if body.echo else ()
+    echo = [served.tokenizer.decode(row) for row in rows] if body.echo else ()
     return Wanted(asks, stops(body), marked=body.logprobs is not None, echo=echo)
 
 
@@ -127,7 +129,7 @@ def prompts(served: Served, given: Prompts) -> list[tuple[int, ...]]:
 
 
 def plain(message: Message) -> dict[str, Any]:
-    """A message as chat templates read it: text alone, arguments of calls as objects.
+    """A message as chat templates read it: text alone.
 
     Raises:
         ApiError: it holds a picture or a sound.
@@ -140,19 +142,8 @@ def plain(message: Message) -> dict[str, Any]:
     said: dict[str, Any] = {"role": "system" if message.role == "developer" else message.role, "content": content or ""}
     said |= {name: value for name in ("name", "tool_call_id") if (value := getattr(message, name)) is not None}
     if message.tool_calls:
-        said["tool_calls"] = [
-            {"id": call.id, "type": "function", "function": {"name": call.function.name, "arguments": _object(call)}}
-            for call in message.tool_calls
-        ]
+        said["tool_calls"] = [call.model_dump() for call in message.tool_calls]
     return said
-
-
-def _object(call: Any) -> Any:
-    """The arguments of a call, as an object where they are one."""
-    try:
-        return json.loads(call.function.arguments)
-    except (ValueError, RecursionError):
-        return call.function.arguments
 
 
 def _form(body: Texts) -> tuple[Any, Any] | None:

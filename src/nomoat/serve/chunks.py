@@ -116,7 +116,8 @@ class TextChunks:
         self._counts: Counter[int] = Counter()  # characters given out, or calls
 
     def begin(self) -> bytes:
-        return b"".join(self.piece(Piece(index, text, (), (), None)) for index, text in enumerate(self.wanted.echo))
+        """What comes before the first token."""
+        return b""
 
     def piece(self, piece: Piece) -> bytes:
         """The chunks of one piece."""
@@ -150,9 +151,8 @@ class TextChunks:
         return {**self._object, "object": self.kind, "choices": choices, "usage": usage}
 
     def _choice(self, index: int, one: Text) -> dict[str, Any]:
-        before = self.wanted.echo[index] if self.wanted.echo else ""
-        marks = text_logprobs(self.served, one.marks, len(before)) if self.wanted.marked else None
-        return {"text": before + one.text, "logprobs": marks}
+        marks = text_logprobs(self.served, one.marks, 0) if self.wanted.marked else None
+        return {"text": one.text, "logprobs": marks}
 
 
 class ChatChunks(TextChunks):
@@ -202,7 +202,7 @@ def chat_logprobs(served: Served, marks: Sequence[Mark]) -> dict[str, Any]:
 
 
 def text_logprobs(served: Served, marks: Sequence[Mark], offset: int) -> dict[str, Any]:
-    """Log-probabilities as completions give them; the first token stands `offset` characters into the text."""
+    """Log-probabilities as completions give them; `offset` characters of the text come before the first token."""
     tokens = [served.text(mark.token) for mark in marks]
     offsets = [offset + sum(map(len, tokens[:index])) for index in range(len(tokens))]
     top = [

@@ -102,7 +102,7 @@ class Served:
         longest = int(self.tokenizer.lengths.max())
         if len(text) > self.context_length * longest:
             self.fit(len(text) // longest)
-        return (*self.tokenizer.begin, *map(int, self.tokenizer.encode(text)))
+        return (*self.tokenizer.begin, *map(int, self.tokenizer.encode(text))) or (self.tokenizer.eot,)
 
     def fit(self, tokens: int, wanted: int | None = None, param: str | None = None) -> int:
         """How many tokens may be written after a prompt of so many, where so many are wanted.

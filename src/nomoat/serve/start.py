@@ -5,6 +5,7 @@ Settings -> check -> Server -> uvicorn        SIGTERM, Ctrl-C -> no new requests
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import signal
@@ -48,12 +49,52 @@ def read_keys(file: Path | str | None) -> tuple[str, ...]:
 
 
 class Listening(uvicorn.Server):
-    """uvicorn, whose end begins with the app's: a signal is an order to stop, not a fault."""
+    """uvicorn, whose end begins with the app's: a signal is an order to stop, not a fault.
 
-    server: Server
+    Args:
+        server: what answers.
+        told: called with the address, once, when it does.
+    """
+
+    def __init__(self, server: Server, told: Callable[[str], None]) -> None:
+        settings = server.settings
+        config = uvicorn.Config(
+            server.guard,
+            host=settings.host.strip("[]"),
+            port=settings.port,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            limit_concurrency=CONNECTIONS,
+            timeout_graceful_shutdown=int(settings.drain_seconds) + LATE_SECONDS,
+        )
+        super().__init__(config)
+        self.server, self.told, self.fault = server, told, None
+        self.loading: asyncio.Task[None] | None = None
+
+    async def startup(self, sockets: list[Any] | None = None) -> None:
+        """Listen, then load.
+
+        Raises:
+            RunError: the port is taken.
+        """
+        settings = self.server.settings
+        try:
+            await super().startup(sockets)
+        except SystemExit as error:
+            what = f"port {settings.port} of {settings.host} cannot be listened on"
+            raise RunError(what, str(error.__context__ or ""), "--port 0 takes a free one") from None
+        self.told(f"http://{settings.host}:{self.servers[0].sockets[0].getsockname()[1]}")
+        self.loading = asyncio.create_task(self._load())
+
+    async def _load(self) -> None:
+        try:
+            await self.server.models.get("")
+        except Exception as error:
+            self.fault, self.should_exit = error, True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The first signal stops gently, the second Ctrl-C at once."""
+        """The first signal stops gently, a second Ctrl-C at once."""
         self.force_exit = self.should_exit and sig == signal.SIGINT
         self.should_exit = True
 
@@ -63,13 +104,13 @@ class Listening(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def serve(runs: Mapping[str, Run], settings: Settings, listening: Callable[[str], None], **reading: Any) -> None:
+def serve(runs: Mapping[str, Run], settings: Settings, told: Callable[[str], None], **reading: Any) -> None:
     """Serve until a signal comes.
 
     Args:
         runs: what was typed to name a run, and the run.
         settings: how.
-        listening: told the address, once, when it answers.
+        told: called with the address, once, when it answers.
         reading: for `Models`.
 
     Raises:
@@ -83,32 +124,8 @@ def serve(runs: Mapping[str, Run], settings: Settings, listening: Callable[[str]
             "whoever reaches the server could use it",
             "--key-file FILE or $NOMOAT_KEY; or leave --host out, for this machine alone",
         )
-    faults: list[BaseException] = []
-
-    def fatal(error: BaseException) -> None:
-        faults.append(error)
-        listener.should_exit = True
-
-    server = Server(Models(runs, settings, **reading), fatal)
-    config = uvicorn.Config(
-        server.guard,
-        host=settings.host.strip("[]"),
-        port=settings.port,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        limit_concurrency=CONNECTIONS,
-        timeout_graceful_shutdown=int(settings.drain_seconds) + LATE_SECONDS,
-    )
-    listener = Listening(config)
-    listener.server = server
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    try:
-        plug = config.bind_socket()
-    except SystemExit as error:
-        why = str(error.__context__ or "")
-        raise RunError(f"port {settings.port} of {settings.host} cannot be listened on", why, "--port 0") from None
-    listening(f"http://{settings.host}:{plug.getsockname()[1]}")
-    listener.run([plug])
-    if faults:
-        raise faults[0]
+    logging.getLogger("uvicorn").setLevel(logging.CRITICAL)  # what it would say of a fault could hold a request
+    listening = Listening(Server(Models(runs, settings, **reading)), told)
+    listening.run()
+    if listening.fault is not None:
+        raise listening.fault

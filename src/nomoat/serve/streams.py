@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, NamedTuple
 from starlette.types import Receive
 
 from nomoat.sampling.write import Outlet
+from nomoat.serve.ask import Ask, Event, Ticket
 from nomoat.serve.openai import ApiError
 from nomoat.serve.tools import Call, ToolReader
 
 if TYPE_CHECKING:
-    from nomoat.serve.engine import Ask, Event, Ticket
     from nomoat.serve.models import Served
 
 FAILURES = {"deadline": (504, "the request took longer than it may"), "error": (500, "the engine failed")}
@@ -89,6 +89,7 @@ class Wanted:
         tools: names of the tools that may be called.
         marked: whether log-probabilities are wanted.
         echo: texts that the choices begin with, one a prompt.
+        fresh: whether a space at the beginning of a text is none of its own.
     """
 
     asks: Sequence[Ask]
@@ -96,14 +97,27 @@ class Wanted:
     tools: tuple[str, ...] = ()
     marked: bool = False
     echo: Sequence[str] = ()
+    fresh: bool = False
 
 
 class Written:
-    """One choice on its way: bytes become characters, stop strings end it, calls are taken out."""
+    """One choice on its way: bytes become characters, stop strings end it, calls are taken out.
 
-    def __init__(self, index: int, served: Served, wanted: Wanted, ask: Ask) -> None:
+    Args:
+        index: its number.
+        spelled: token -> bytes.
+        wanted: how it is to be read.
+        ask: what the engine was asked.
+        before: the text that it begins with.
+        marks: log-probabilities of the prompt, filled while it is read.
+    """
+
+    def __init__(
+        self, index: int, spelled: Callable[[int], bytes], wanted: Wanted, ask: Ask, before: str, marks: list[Mark]
+    ) -> None:
         self.index, self.finish = index, ""
-        self._spelled, self._stops, self._marked = served.tokenizer.token_bytes, ask.stop_tokens, wanted.marked
+        self._spelled, self._stops, self._marked, self._fresh = spelled, ask.stop_tokens, wanted.marked, wanted.fresh
+        self._before, self._before_marks = before, marks
         self._outlet = Outlet(wanted.stop)
         self._reader = ToolReader(wanted.tools) if wanted.tools else None
         self._held: deque[tuple[int, Mark]] = deque()  # with the number of bytes before it
@@ -114,6 +128,8 @@ class Written:
         text = ""
         if event.token is not None and event.token not in self._stops:
             spelled = self._spelled(event.token)
+            if self._fresh and spelled:
+                spelled, self._fresh = spelled.removeprefix(b" "), False
             if self._marked:
                 self._held.append((self._read, Mark(event.token, event.logprob, event.top)))
                 self._read += len(spelled)
@@ -121,7 +137,7 @@ class Written:
         ended = "stop" if self._outlet.stopped else event.finish
         if ended:
             text += self._outlet.finish()
-        marks = self._marks_of(text, bool(ended)) if self._marked else ()
+        marks = self._marks_of(text, bool(ended)) if self._marked else []
         calls: Sequence[Call] = ()
         if self._reader is not None:
             text, calls = self._reader.push(text)
@@ -130,6 +146,8 @@ class Written:
                 text, calls = text + more, [*calls, *last]
                 ended = "tool_calls" if self._reader.called and ended == "stop" else ended
         self.finish = ended or ""
+        text, self._before = self._before + text, ""
+        marks, self._before_marks = self._before_marks + marks, []
         return Piece(self.index, text, marks, calls, ended) if text or marks or calls or ended else None
 
     def _marks_of(self, text: str, ended: bool) -> list[Mark]:
@@ -159,12 +177,16 @@ class Answer:
         self.began, self.prompt_tokens, self.completion_tokens = time.perf_counter(), 0, 0
         self.texts: list[Written] = []
         self._events: list[tuple[int, Event]] = []
+        self._prompts: dict[int, list[Mark]] = {}
         self._wake: asyncio.Future[None] | None = None
         self._failure: Exception | None = None
         self._tickets: list[Ticket] = []
-        for ask in wanted.asks:
-            base = len(self.texts)
-            self.texts += [Written(base + row, served, wanted, ask) for row in range(ask.n)]
+        for number, ask in enumerate(wanted.asks):
+            base, echo = len(self.texts), wanted.echo[number] if wanted.echo else ""
+            marks = [Mark(ask.tokens[0], None, ())] if ask.prompt_logprobs else []
+            self._prompts[base] = marks
+            for row in range(ask.n):
+                self.texts.append(Written(base + row, served.tokenizer.token_bytes, wanted, ask, echo, marks))
             self.prompt_tokens += len(ask.tokens)
             try:
                 self._tickets.append(served.engine.submit(ask, self._sink(base)))
@@ -179,7 +201,7 @@ class Answer:
         began = self.began
 
         def heard(event: Event) -> None:
-            if event.token is not None:
+            if event.token is not None and not event.prompt:
                 at = time.perf_counter()
                 if (before := last.get(event.choice)) is None:
                     measures.first_token.observe(at - began)
@@ -227,6 +249,9 @@ class Answer:
             events, self._events = self._events, []
             pieces = []
             for choice, event in events:
+                if event.prompt and event.token is not None:
+                    self._prompts[choice].append(Mark(event.token, event.logprob, event.top))
+                    continue
                 self.completion_tokens += event.token is not None
                 written = self.texts[choice]
                 if written.finish:
