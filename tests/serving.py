@@ -55,6 +55,7 @@ if importlib.util.find_spec("nomoat.serve.ask") is None:  # until the engine is 
     sys.modules["nomoat.serve.ask"] = words
 
 from nomoat.serve.ask import Event, Full
+
 from nomoat.serve.models import Models, Served, Settings
 
 EOT = 256
@@ -194,6 +195,7 @@ class Encodes(torch.nn.Module):
 
     def __init__(self):
         super().__init__()
+        self.config = types.SimpleNamespace(vocab_size=260)
         self.weight = torch.nn.Parameter(torch.eye(257))
 
     def encode(self, batch):

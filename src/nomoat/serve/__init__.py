@@ -1,1 +1,1 @@
-"""Answering over HTTP: an engine for each model, and OpenAI's endpoints in front of it."""
+"""Serving: one engine for each model, which writes many texts at once."""

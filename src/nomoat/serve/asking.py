@@ -89,7 +89,6 @@ async def completion(served: Served, body: CompletionRequest, deadline_seconds: 
     """
     rows = await asyncio.to_thread(prompts, served, body.prompt)
     form = _form(body)
-    constraint = await asyncio.to_thread(served.constraint, *form) if form else None
     max_tokens = COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
     ask = Ask(
         tokens=(),
@@ -97,14 +96,14 @@ async def completion(served: Served, body: CompletionRequest, deadline_seconds: 
         stop_tokens=tuple(served.tokenizer.stops),
         n=body.n or 1,
         top_logprobs=body.logprobs or 0,
-        constraint=constraint,
+        constraint=await asyncio.to_thread(served.constraint, *form) if form else None,
         deadline=time.monotonic() + deadline_seconds,
         prompt_logprobs=bool(body.echo) and body.logprobs is not None,
     )
     asks = []
     for row in rows:
         options = replace(ask.options, max_tokens=served.fit(len(row), max_tokens, "prompt"))
-        asks.append(replace(ask, tokens=row, options=options, constraint=constraint.fork() if constraint else None))
+        asks.append(replace(ask, tokens=row, options=options))
     echo = [served.tokenizer.decode(row) for row in rows] if body.echo else ()
     return Wanted(asks, stops(body), marked=body.logprobs is not None, echo=echo)
 

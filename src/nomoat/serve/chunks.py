@@ -192,8 +192,7 @@ def chat_logprobs(served: Served, marks: Sequence[Mark]) -> dict[str, Any]:
     """Log-probabilities as chat gives them."""
 
     def entry(token: int, logprob: float | None) -> dict[str, Any]:
-        spelled = served.tokenizer.token_bytes(token)
-        return {"token": served.text(token), "logprob": _finite(logprob), "bytes": list(spelled)}
+        return {"token": served.text(token), "logprob": _finite(logprob), "bytes": list(served.spelled[token])}
 
     content = [
         {**entry(mark.token, mark.logprob), "top_logprobs": [entry(*pair) for pair in mark.top]} for mark in marks

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from nomoat.core.errors import ConfigError
@@ -23,10 +24,9 @@ if TYPE_CHECKING:
     from nomoat.core.run import Run
     from nomoat.data.chat import Chat
     from nomoat.data.tokenizer import Tokenizer
-    from nomoat.sampling.constrain import Constraint
+    from nomoat.sampling.constrain import Constraint, Vocabulary
     from nomoat.serve.engine import Engine
 
-CONSTRAINTS_KEPT = 32
 ROWS = 8
 """Texts that are embedded in one call of the model."""
 
@@ -86,12 +86,23 @@ class Served:
     measures: Measures = field(default_factory=Measures)
     used: float = field(default_factory=time.monotonic)
     aside: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
-    _vocabulary: Any = None
-    _constraints: dict[str, Constraint] = field(default_factory=dict)
 
-    def text(self, *tokens: int) -> str:
-        """Tokens as text; half a character shows as U+FFFD."""
-        return b"".join(map(self.tokenizer.token_bytes, tokens)).decode("utf-8", errors="replace")
+    @cached_property
+    def spelled(self) -> list[bytes]:
+        """The bytes of each token; none for those that the model has beyond its tokenizer's."""
+        tokens = [self.tokenizer.token_bytes(token) for token in range(self.tokenizer.vocab_size)]
+        return [*tokens, *[b""] * (self.family.config.vocab_size - len(tokens))]
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """The tokens, as constraints match them."""
+        from nomoat.sampling.constrain import Vocabulary
+
+        return Vocabulary.of(self.spelled, self.tokenizer.stops)
+
+    def text(self, token: int) -> str:
+        """A token as text; half a character shows as U+FFFD."""
+        return self.spelled[token].decode("utf-8", errors="replace")
 
     def encoded(self, text: str) -> tuple[int, ...]:
         """The tokens of a text, what stands before it included; one that cannot fit is not even encoded.
@@ -99,7 +110,7 @@ class Served:
         Raises:
             ApiError: it is longer than the context in any case.
         """
-        longest = int(self.tokenizer.lengths.max())
+        longest = max(map(len, self.spelled))
         if len(text) > self.context_length * longest:
             self.fit(len(text) // longest)
         return (*self.tokenizer.begin, *map(int, self.tokenizer.encode(text))) or (self.tokenizer.eot,)
@@ -117,22 +128,14 @@ class Served:
         return room if wanted is None else min(room, wanted)
 
     def constraint(self, kind: Any, spec: Any) -> Constraint:
-        """What holds a text to a form; compiled once, then copied. Takes up to seconds: for a thread of its own.
+        """What holds a text to a form; takes up to seconds: for a thread of its own.
 
         Raises:
             ConfigError: it cannot be compiled, or not within the limits.
         """
-        from nomoat.sampling.constrain import Vocabulary, compile_constraint
+        from nomoat.sampling.constrain import compile_constraint
 
-        key = repr((kind, spec))
-        if (found := self._constraints.get(key)) is None:
-            if self._vocabulary is None:
-                self._vocabulary = Vocabulary.of(self.tokenizer)
-            found = compile_constraint(kind, spec, self._vocabulary)
-            while len(self._constraints) >= CONSTRAINTS_KEPT:
-                self._constraints.pop(next(iter(self._constraints)))
-            self._constraints[key] = found
-        return found.fork()
+        return compile_constraint(kind, spec, self.vocabulary)
 
     def embed(self, rows: Sequence[Sequence[int]]) -> list[list[float]]:
         """A vector of length 1 for each row of tokens: the mean over the model's outputs."""

@@ -105,7 +105,7 @@ class Written:
 
     Args:
         index: its number.
-        spelled: token -> bytes.
+        spelled: the bytes of each token.
         wanted: how it is to be read.
         ask: what the engine was asked.
         before: the text that it begins with.
@@ -113,7 +113,7 @@ class Written:
     """
 
     def __init__(
-        self, index: int, spelled: Callable[[int], bytes], wanted: Wanted, ask: Ask, before: str, marks: list[Mark]
+        self, index: int, spelled: Sequence[bytes], wanted: Wanted, ask: Ask, before: str, marks: list[Mark]
     ) -> None:
         self.index, self.finish = index, ""
         self._spelled, self._stops, self._marked, self._fresh = spelled, ask.stop_tokens, wanted.marked, wanted.fresh
@@ -127,7 +127,7 @@ class Written:
         """What can be given out now that `event` has come."""
         text = ""
         if event.token is not None and event.token not in self._stops:
-            spelled = self._spelled(event.token)
+            spelled = self._spelled[event.token]
             if self._fresh and spelled:
                 spelled, self._fresh = spelled.removeprefix(b" "), False
             if self._marked:
@@ -186,7 +186,7 @@ class Answer:
             marks = [Mark(ask.tokens[0], None, ())] if ask.prompt_logprobs else []
             self._prompts[base] = marks
             for row in range(ask.n):
-                self.texts.append(Written(base + row, served.tokenizer.token_bytes, wanted, ask, echo, marks))
+                self.texts.append(Written(base + row, served.spelled, wanted, ask, echo, marks))
             self.prompt_tokens += len(ask.tokens)
             try:
                 self._tickets.append(served.engine.submit(ask, self._sink(base)))
