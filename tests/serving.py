@@ -270,9 +270,11 @@ def main(pause, drain):
         )
 
     settings = Settings(port=0, drain_seconds=float(drain))
-    serve(
-        {"tiny": Named("tiny")}, settings, lambda base: print(base, flush=True), reader=reader(slow, pause=float(pause))
-    )
+    def told(base):
+        sys.stdout.write(base + "\n")
+        sys.stdout.flush()
+
+    serve({"tiny": Named("tiny")}, settings, told, reader=reader(slow, pause=float(pause)))
 
 
 if __name__ == "__main__":

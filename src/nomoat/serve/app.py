@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -74,22 +74,23 @@ class Server:
         self.guard = Guard(self.app, settings.keys, is_loopback(settings.host), settings.origins)
 
     def _routes(self) -> None:
-        def add(method: str, path: str, answer: Callable[..., Awaitable[Response]], model: Any = None) -> None:
-            said = {"model": model} if model else {}
-            responses: dict[int | str, dict[str, Any]] = {200: {**said, "description": "The answer"}}
-            self.app.add_api_route(path, answer, methods=[method], responses=responses, response_model=None)
-
-        add("GET", "/health", self.health)
-        add("GET", "/ready", self.ready)
-        add("GET", "/metrics", self.metrics)
-        add("GET", "/v1/models", self.list_models, shapes.Models)
-        add("GET", "/v1/models/{name:path}", self.one_model, shapes.Model)
-        add("POST", "/v1/models/load", self.load, shapes.Model)
-        add("POST", "/v1/models/unload", self.unload, shapes.Model)
-        add("POST", "/v1/chat/completions", self.chat, shapes.Chat)
-        add("POST", "/v1/completions", self.completions, shapes.Completion)
-        add("POST", "/v1/responses", self.responses, shapes.Response)
-        add("POST", "/v1/embeddings", self.embeddings, shapes.Embeddings)
+        text = {"content": {"text/plain": {"schema": {"type": "string"}}}}
+        events = {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
+        for method, path, answer, said in (
+            ("GET", "/health", self.health, {}),
+            ("GET", "/ready", self.ready, {}),
+            ("GET", "/metrics", self.metrics, text),
+            ("GET", "/v1/models", self.list_models, {"model": shapes.Models}),
+            ("GET", "/v1/models/{name:path}", self.one_model, {"model": shapes.Model}),
+            ("POST", "/v1/models/load", self.load, {"model": shapes.Model}),
+            ("POST", "/v1/models/unload", self.unload, {"model": shapes.Model}),
+            ("POST", "/v1/chat/completions", self.chat, {"model": shapes.Chat, **events}),
+            ("POST", "/v1/completions", self.completions, {"model": shapes.Completion, **events}),
+            ("POST", "/v1/responses", self.responses, {"model": shapes.Response, **events}),
+            ("POST", "/v1/embeddings", self.embeddings, {"model": shapes.Embeddings}),
+        ):
+            found: Any = {200: {"description": "The answer", **said}}
+            self.app.add_api_route(path, answer, methods=[method], responses=found, response_model=None)
 
     @asynccontextmanager
     async def _life(self, app: FastAPI) -> AsyncIterator[None]:
