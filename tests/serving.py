@@ -270,6 +270,7 @@ def main(pause, drain):
         )
 
     settings = Settings(port=0, drain_seconds=float(drain))
+
     def told(base):
         sys.stdout.write(base + "\n")
         sys.stdout.flush()

@@ -20,11 +20,12 @@ openai = pytest.importorskip("openai")
 if not all(find_spec(f"nomoat.{name}") for name in ("serve.engine", "data.chat", "sampling.constrain")):
     pytest.skip("the parts are not there yet", allow_module_level=True)
 
+from nomoat.data.chat import Chat  # noqa: E402
+
 from nomoat.core import checkpoint  # noqa: E402
 from nomoat.core.budget import Budget  # noqa: E402
 from nomoat.core.recipe import Recipe  # noqa: E402
 from nomoat.core.run import Run, load  # noqa: E402
-from nomoat.data.chat import Chat  # noqa: E402
 from nomoat.data.text import Text  # noqa: E402
 from nomoat.data.tokenizer import ByteTokenizer  # noqa: E402
 from nomoat.families.lm import LM  # noqa: E402
@@ -48,7 +49,7 @@ def runs(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
     for name, mixers in (("tiny", "attention"), ("state", "mamba")):
         backbone = Backbone(width=32, depth=2, heads=2, mixers=mixers)
-        recipe = Recipe("tiny", LM(257, 512, backbone), Text("none"), Budget.parse("1steps"))
+        recipe = Recipe("tiny", LM(257, 512, backbone), Text("none"), Budget.parse("1steps"), batch_size=1)
         run = Run.create(root, name, recipe)
         torch.manual_seed(0)
         family = recipe.build()

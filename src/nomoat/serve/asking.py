@@ -30,7 +30,12 @@ DRAWN = {"temperature": 0.8, "top_p": 0.95}
 
 def drawing(body: Drawing, max_tokens: int) -> SamplingOptions:
     """How the text is drawn; another seed every time where none is given."""
-    named = {"temperature": body.temperature, "top_p": body.top_p, "top_k": body.top_k, "min_p": body.min_p}
+    named: dict[str, Any] = {
+        "temperature": body.temperature,
+        "top_p": body.top_p,
+        "top_k": body.top_k,
+        "min_p": body.min_p,
+    }
     given = {name: value for name, value in named.items() if value is not None}
     chosen = given if {"temperature", "top_p"} & set(given) else {**DRAWN, **given}
     seed = body.seed if body.seed is not None else secrets.randbits(62)

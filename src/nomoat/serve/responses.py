@@ -116,7 +116,7 @@ class ResponseEvents:
 
     def object(self, status: str, usage: dict[str, int] | None = None, error: ApiError | None = None) -> dict[str, Any]:
         """The response as it stands."""
-        counted = usage and {
+        counted: Any = usage and {
             "input_tokens": usage["prompt_tokens"],
             "input_tokens_details": {"cached_tokens": 0},
             "output_tokens": usage["completion_tokens"],

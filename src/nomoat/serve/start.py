@@ -69,7 +69,8 @@ class Listening(uvicorn.Server):
             timeout_graceful_shutdown=int(settings.drain_seconds) + LATE_SECONDS,
         )
         super().__init__(config)
-        self.server, self.told, self.fault = server, told, None
+        self.server, self.told = server, told
+        self.fault: Exception | None = None
         self.loading: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[Any] | None = None) -> None:

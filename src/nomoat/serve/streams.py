@@ -197,8 +197,8 @@ class Answer:
 
     def _sink(self, base: int) -> Callable[[Event], None]:
         """What the engine calls on its own thread with each event."""
-        post, measures, last = self.mailbox.post, self.served.measures, {}
-        began = self.began
+        post, measures, began = self.mailbox.post, self.served.measures, self.began
+        last: dict[int, float] = {}
 
         def heard(event: Event) -> None:
             if event.token is not None and not event.prompt:

@@ -107,7 +107,8 @@ def schema_of(tools: Sequence[Mapping[str, Any]], name: str | None = None) -> di
     Raises:
         ConfigError: two tools define something else by the same name.
     """
-    options, shared = [], {}
+    options: list[dict[str, Any]] = []
+    shared: dict[str, dict[str, Any]] = {}
     for function in (tool["function"] for tool in tools if name in (None, tool["function"]["name"])):
         parameters = dict(function.get("parameters") or {"type": "object"})
         for place in ("$defs", "definitions"):  # `#/$defs/X` is read from the root, which is ours now
