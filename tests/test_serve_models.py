@@ -45,23 +45,6 @@ def test_the_first_is_loaded_at_once_and_the_others_when_asked_for():
         assert say(server, "four").status_code == 404
 
 
-def test_models_are_loaded_and_unloaded_by_hand():
-    with running(lambda ask, row: [120] * 1000, names=("one", "two"), pause=0.01) as server:
-        assert httpx.post(server.base + "/v1/models/load", json={"model": "two"}).json()["loaded"]
-        assert loaded(server) == {"one": True, "two": True}
-        body = {"model": "two", "prompt": "x", "stream": True, "max_tokens": 1000}
-        with httpx.stream("POST", server.base + "/v1/completions", json=body) as stream:
-            lines = stream.iter_lines()
-            next(lines)
-            busy = httpx.post(server.base + "/v1/models/unload", json={"model": "two"})
-            assert (busy.status_code, busy.json()["error"]["code"]) == (409, "busy")
-        until(lambda: not server.made[1].engine.jobs)
-        assert not httpx.post(server.base + "/v1/models/unload", json={"model": "two"}).json()["loaded"]
-        assert server.made[1].engine.closed
-        assert say(server, "two").status_code == 200
-        assert len(server.made) == 3
-
-
 def test_idle_models_are_freed_and_come_back():
     with running(lambda ask, row: [120] * 80, settings=Settings(idle_minutes=0.3 / 60), pause=0.01) as server:
         body = {"prompt": "x", "max_tokens": 80}

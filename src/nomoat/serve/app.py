@@ -33,11 +33,10 @@ from nomoat.serve.openai import (
     CompletionRequest,
     Drawing,
     EmbeddingRequest,
-    ModelRequest,
-    Texts,
+    ResponsesRequest,
     to_bytes,
 )
-from nomoat.serve.responses import ResponseEvents, ResponsesRequest, as_chat
+from nomoat.serve.responses import ResponseEvents, as_chat
 from nomoat.serve.streams import Answer, LeftError, Mailbox, Wanted
 
 ERRORS: dict[int | str, dict[str, Any]] = {
@@ -82,8 +81,6 @@ class Server:
             ("GET", "/metrics", self.metrics, text),
             ("GET", "/v1/models", self.list_models, {"model": shapes.Models}),
             ("GET", "/v1/models/{name:path}", self.one_model, {"model": shapes.Model}),
-            ("POST", "/v1/models/load", self.load, {"model": shapes.Model}),
-            ("POST", "/v1/models/unload", self.unload, {"model": shapes.Model}),
             ("POST", "/v1/chat/completions", self.chat, {"model": shapes.Chat, **events}),
             ("POST", "/v1/completions", self.completions, {"model": shapes.Completion, **events}),
             ("POST", "/v1/responses", self.responses, {"model": shapes.Response, **events}),
@@ -128,27 +125,17 @@ class Server:
         """One model."""
         return answered(self.models.described(name))
 
-    async def load(self, body: ModelRequest) -> Response:
-        """Load a model before it is asked for."""
-        await self.models.get(body.model)
-        return answered(self.models.described(body.model))
-
-    async def unload(self, body: ModelRequest) -> Response:
-        """Free a model that is not at work."""
-        await self.models.unload(body.model)
-        return answered(self.models.described(body.model))
-
     async def chat(self, body: ChatRequest, request: Request) -> Response:
         """The next message of a conversation."""
         served = await self._served(body.model)
         wanted = await asking.chat(served, body, self.settings.deadline_seconds)
-        return await self._write(served, wanted, body, request, ChatChunks(served, wanted, usage_wanted(body)))
+        return await self._write(served, wanted, body, request, ChatChunks(served, wanted, body))
 
     async def completions(self, body: CompletionRequest, request: Request) -> Response:
         """What follows a text."""
         served = await self._served(body.model)
         wanted = await asking.completion(served, body, self.settings.deadline_seconds)
-        return await self._write(served, wanted, body, request, TextChunks(served, wanted, usage_wanted(body)))
+        return await self._write(served, wanted, body, request, TextChunks(served, wanted, body))
 
     async def responses(self, body: ResponsesRequest, request: Request) -> Response:
         """The next items of a conversation; nothing is stored."""
@@ -184,11 +171,6 @@ class Server:
         if body.stream:
             return EventStream(answer, chunks, self.settings.deadline_seconds)
         return answered(chunks.whole(await collected(answer, request.receive), answer.usage()))
-
-
-def usage_wanted(body: Texts) -> bool:
-    """Whether a stream is to end with its usage."""
-    return body.stream_options is not None and bool(body.stream_options.include_usage)
 
 
 def answered(value: Any) -> Response:

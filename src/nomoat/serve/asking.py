@@ -55,7 +55,7 @@ async def chat(served: Served, body: ChatRequest, deadline_seconds: float) -> Wa
     """
     tools = [tool.model_dump(exclude_none=True) for tool in body.tools or ()]
     choice = body.tool_choice or "auto"
-    named = choice if isinstance(choice, str) else choice.function.name
+    named = choice if isinstance(choice, str) else str((choice.get("function") or {}).get("name"))
     names = tuple(tool["function"]["name"] for tool in tools)
     if named not in ("auto", "none", "required", *names) or (named == "required" and not tools):
         raise ApiError(400, f"tool_choice asks for `{named}`, which is not among the tools", param="tool_choice")
@@ -138,29 +138,24 @@ def plain(message: Message) -> dict[str, Any]:
     Raises:
         ApiError: it holds a picture or a sound.
     """
-    content = message.content
+    content = message.content or ""
     if isinstance(content, list):
-        if other := [part.type for part in content if part.text is None]:
+        if other := [part.get("type") for part in content if not isinstance(part.get("text"), str)]:
             raise ApiError(400, f"a part of type {other[0]!r} cannot be read: text alone can", param="messages")
-        content = "".join(part.text or "" for part in content)
-    said: dict[str, Any] = {"role": "system" if message.role == "developer" else message.role, "content": content or ""}
-    said |= {name: value for name in ("name", "tool_call_id") if (value := getattr(message, name)) is not None}
-    if message.tool_calls:
-        said["tool_calls"] = [call.model_dump() for call in message.tool_calls]
-    return said
+        content = "".join(part["text"] for part in content)
+    role = "system" if message.role == "developer" else message.role
+    return {**message.model_dump(exclude_none=True), "role": role, "content": content}
 
 
 def _form(body: Texts) -> tuple[Any, Any] | None:
     """Kind and specification of what holds the text to a form, where anything does."""
-    wanted = body.structured_outputs
-    given = [(kind, spec) for kind in ("choice", "regex", "grammar") if (spec := getattr(wanted, kind, None))]
+    given: list[tuple[Any, Any]] = list((body.structured_outputs or {}).items())
     asked = getattr(body, "response_format", None)
-    if asked is not None and asked.type == "json_schema":
-        if asked.json_schema is None or asked.json_schema.schema_ is None:
+    if asked is not None and asked.type != "text":
+        schema = (asked.json_schema or {}).get("schema")
+        if asked.type == "json_schema" and not isinstance(schema, dict):
             raise ApiError(400, "response_format of type json_schema holds no schema", param="response_format")
-        given.append(("json_schema", asked.json_schema.schema_))
-    elif asked is not None and asked.type == "json_object":
-        given.append(("json_object", None))
+        given.append((asked.type, schema))
     if len(given) > 1:
         raise ApiError(400, "a text can be held to one form only", param="response_format")
     return given[0] if given else None

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from nomoat.serve.openai import ApiError, now, to_bytes
+from nomoat.serve.openai import ApiError, Texts, to_bytes
 from nomoat.serve.streams import Answer, LeftError, Mark, Piece, Wanted
 from nomoat.serve.tools import Call
 
@@ -102,17 +103,18 @@ class TextChunks:
     Args:
         served: the model.
         wanted: what is written.
-        usage: whether a chunk with the usage ends the stream.
+        body: what was asked; its `stream_options` say whether a chunk with the usage ends the stream.
     """
 
     name, kind, chunk_kind = "cmpl", "text_completion", "text_completion"
 
-    def __init__(self, served: Served, wanted: Wanted, usage: bool) -> None:
-        self.served, self.wanted, self.usage = served, wanted, usage
+    def __init__(self, served: Served, wanted: Wanted, body: Texts) -> None:
+        self.served, self.wanted = served, wanted
+        self.usage = bool((body.stream_options or {}).get("include_usage"))
         self.texts = sum(ask.n for ask in wanted.asks)
-        self._object = {"id": f"{self.name}-{secrets.token_hex(12)}", "created": now(), "model": served.name}
+        self._object = {"id": f"{self.name}-{secrets.token_hex(12)}", "created": int(time.time()), "model": served.name}
         self._head = b"data: " + to_bytes({**self._object, "object": self.chunk_kind})[:-1] + b',"choices":['
-        self._tail = b'],"usage":null}\n\n' if usage else b"]}\n\n"
+        self._tail = b'],"usage":null}\n\n' if self.usage else b"]}\n\n"
         self._counts: Counter[int] = Counter()  # characters given out, or calls
 
     def begin(self) -> bytes:

@@ -11,14 +11,13 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from nomoat.core.errors import ConfigError
 from nomoat.serve.measures import Measures
-from nomoat.serve.openai import ApiError, now
+from nomoat.serve.openai import ApiError
 
 if TYPE_CHECKING:
     from nomoat.core.run import Run
@@ -199,7 +198,7 @@ class Models:
     ) -> None:
         self.runs = {run.name: run for run in runs.values()}
         self.names = {**{typed: run.name for typed, run in runs.items()}, **{name: name for name in self.runs}}
-        self.first, self.settings, self.created = next(iter(self.runs)), settings, now()
+        self.first, self.settings, self.created = next(iter(self.runs)), settings, int(time.time())
         self._reader = reader
         self._loaded: dict[str, Served] = {}
         self.ready = False
@@ -231,35 +230,18 @@ class Models:
             served.used = time.monotonic()
             return served
 
-    async def unload(self, name: str) -> None:
-        """Free a model; it is loaded again when somebody asks for it.
-
-        Raises:
-            ApiError: there is none, or it is at work.
-        """
-        name = self._known(name)
-        async with self._locks[name]:
-            served = self._loaded.get(name)
-            if served is None:
-                return
-            stats = served.engine.stats()
-            if stats.active or stats.queued:
-                raise ApiError(409, f"{name} is at work", param="model", code="busy")
-            del self._loaded[name]
-            await asyncio.to_thread(served.close)
-
     async def free_idle(self) -> None:
         """Free what nobody has asked for, again and again; ends with the server."""
         seconds = self.settings.idle_minutes * 60
         while seconds:
             await asyncio.sleep(seconds / 10)
-            for served in self.loaded:
+            for name, served in tuple(self._loaded.items()):
                 stats = served.engine.stats()
                 if stats.active or stats.queued:
                     served.used = time.monotonic()
                 elif time.monotonic() - served.used > seconds:
-                    with suppress(ApiError):  # asked for meanwhile
-                        await self.unload(served.name)
+                    del self._loaded[name]
+                    await asyncio.to_thread(served.close)
 
     def described(self, name: str) -> dict[str, Any]:
         """A model as `/v1/models` shows it."""

@@ -10,7 +10,6 @@ its Python client 3.54.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -20,6 +19,7 @@ MOST_TEXTS = 8
 MOST_STOPS = 4
 MOST_LOGPROBS = 20
 MOST_PROMPTS = 64
+MOST_TOOLS = 128
 
 
 class ApiError(Exception):
@@ -61,11 +61,6 @@ def to_bytes(value: Any) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode()
 
 
-def now() -> int:
-    """Seconds since 1970, as `created` gives them."""
-    return int(time.time())
-
-
 def absent(what: str) -> AfterValidator:
     """A field that OpenAI has and this server has not: refused where it is set to anything."""
 
@@ -89,34 +84,10 @@ class Body(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore")
 
 
-class StreamOptions(Body):
-    include_usage: bool | None = None
-
-
-class NamedSchema(Body):
-    name: str = ""
-    schema_: dict[str, Any] | None = Field(None, alias="schema")
-    strict: bool | None = None
-
-
-class ResponseFormat(Body):
-    type: Literal["text", "json_object", "json_schema"]
-    json_schema: NamedSchema | None = None
-
-
-class StructuredOutputs(Body):
-    """vLLM's extension: one of these, to hold the text to."""
-
-    choice: list[str] | None = Field(None, min_length=1)
-    regex: str | None = None
-    grammar: str | None = None
-
-
 class Function(Body):
     name: str = Field(pattern=r"^[\w.-]{1,128}$")
     description: str | None = None
     parameters: dict[str, Any] | None = None
-    strict: bool | None = None
 
 
 class Tool(Body):
@@ -124,37 +95,17 @@ class Tool(Body):
     function: Function
 
 
-class FunctionName(Body):
-    name: str
-
-
-class NamedTool(Body):
-    type: Literal["function"]
-    function: FunctionName
-
-
-class Part(Body):
-    type: str
-    text: str | None = None
-
-
-class CalledFunction(Body):
-    name: str
-    arguments: str
-
-
-class Called(Body):
-    id: str | None = None
-    type: Literal["function"] = "function"
-    function: CalledFunction
-
-
 class Message(Body):
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[Part] | None = None
+    content: str | list[dict[str, Any]] | None = None
     name: str | None = None
-    tool_calls: list[Called] | None = None
+    tool_calls: list[dict[str, Any]] | None = None
     tool_call_id: str | None = None
+
+
+class ResponseFormat(Body):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: dict[str, Any] | None = None
 
 
 class Drawing(Body):
@@ -169,16 +120,19 @@ class Drawing(Body):
     stream: bool | None = None
 
 
+Stops = Annotated[str | Annotated[list[str], Field(max_length=MOST_STOPS)], AfterValidator(_no_empty)]
+
+
 class Texts(Drawing):
-    """What chat and completions share."""
+    """What chat and completions share. `structured_outputs` is vLLM's: a `choice`, `regex` or `grammar` to hold to."""
 
     n: int | None = Field(None, ge=1, le=MOST_TEXTS)
-    stop: Annotated[str | Annotated[list[str], Field(max_length=MOST_STOPS)], AfterValidator(_no_empty)] | None = None
-    stream_options: StreamOptions | None = None
+    stop: Stops | None = None
+    stream_options: dict[str, Any] | None = None
     presence_penalty: Annotated[float | None, absent("presence_penalty")] = None
     frequency_penalty: Annotated[float | None, absent("frequency_penalty")] = None
     logit_bias: Annotated[dict[str, float] | None, absent("logit_bias")] = None
-    structured_outputs: StructuredOutputs | None = None
+    structured_outputs: dict[Literal["choice", "regex", "grammar"], str | list[str]] | None = None
 
 
 class ChatRequest(Texts):
@@ -188,8 +142,8 @@ class ChatRequest(Texts):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
     response_format: ResponseFormat | None = None
-    tools: list[Tool] | None = Field(None, max_length=128)
-    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    tools: list[Tool] | None = Field(None, max_length=MOST_TOOLS)
+    tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = None
 
 
 Tokens = Annotated[list[int], Field(min_length=1)]
@@ -211,5 +165,17 @@ class EmbeddingRequest(Body):
     dimensions: int | None = Field(None, ge=1)
 
 
-class ModelRequest(Body):
-    model: str
+class ResponsesRequest(Drawing):
+    """The items of `input`, the tools and the form of the text are checked as those of the chat that they make."""
+
+    input: str | Annotated[list[dict[str, Any]], Field(min_length=1)]
+    instructions: str | None = None
+    max_output_tokens: int | None = Field(None, ge=1)
+    text: dict[str, Any] | None = None
+    tools: list[dict[str, Any]] | None = Field(None, max_length=MOST_TOOLS)
+    tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = None
+    include: list[str] | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
+    previous_response_id: Annotated[str | None, absent("previous_response_id")] = None
+    conversation: Annotated[str | dict[str, Any] | None, absent("conversation")] = None
+    background: Annotated[bool | None, absent("background")] = None

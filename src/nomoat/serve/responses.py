@@ -9,52 +9,15 @@ Source: the OpenAPI document of the OpenAI API, as read by its Python client 3.5
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
-
-from pydantic import Field
+from typing import Any
 
 from nomoat.serve.chunks import Text, chat_logprobs
 from nomoat.serve.models import Served
-from nomoat.serve.openai import MOST_LOGPROBS, ApiError, Body, ChatRequest, Drawing, absent, now, to_bytes
+from nomoat.serve.openai import ApiError, ChatRequest, Drawing, ResponsesRequest, to_bytes
 from nomoat.serve.streams import Mark, Piece
 from nomoat.serve.tools import Call
-
-
-class TextFormat(Body):
-    type: Literal["text", "json_object", "json_schema"]
-    name: str = ""
-    schema_: dict[str, Any] | None = Field(None, alias="schema")
-
-
-class TextConfig(Body):
-    format: TextFormat | None = None
-
-
-class FlatTool(Body):
-    type: Literal["function"]
-    name: str = Field(pattern=r"^[\w.-]{1,128}$")
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-
-
-class ToolName(Body):
-    type: Literal["function"]
-    name: str
-
-
-class ResponsesRequest(Drawing):
-    input: str | Annotated[list[dict[str, Any]], Field(min_length=1)]
-    instructions: str | None = None
-    max_output_tokens: int | None = Field(None, ge=1)
-    text: TextConfig | None = None
-    tools: list[FlatTool] | None = Field(None, max_length=128)
-    tool_choice: Literal["none", "auto", "required"] | ToolName | None = None
-    include: list[str] | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
-    previous_response_id: Annotated[str | None, absent("previous_response_id")] = None
-    conversation: Annotated[str | dict[str, Any] | None, absent("conversation")] = None
-    background: Annotated[bool | None, absent("background")] = None
 
 
 def as_chat(body: ResponsesRequest) -> ChatRequest:
@@ -80,22 +43,18 @@ def as_chat(body: ResponsesRequest) -> ChatRequest:
             messages.append({"role": item.get("role"), "content": item.get("content")})
         elif kind != "reasoning":
             raise ApiError(400, f"an item of type {kind!r} cannot be read", param="input")
-    given = body.text.format if body.text else None
+    form = (body.text or {}).get("format")
     choice = body.tool_choice
     chat: dict[str, Any] = {
         **{name: getattr(body, name) for name in Drawing.model_fields},
         "messages": messages,
         "max_completion_tokens": body.max_output_tokens,
-        "tools": [{"type": "function", "function": tool.model_dump(exclude={"type"})} for tool in body.tools or ()],
-        "tool_choice": {"type": "function", "function": {"name": choice.name}}
-        if isinstance(choice, ToolName)
-        else choice,
+        "tools": [{"type": tool.get("type"), "function": tool} for tool in body.tools or ()],
+        "tool_choice": {"type": "function", "function": choice} if isinstance(choice, dict) else choice,
         "logprobs": bool(body.top_logprobs) or "message.output_text.logprobs" in (body.include or ()),
         "top_logprobs": body.top_logprobs,
+        "response_format": {**form, "json_schema": form} if isinstance(form, dict) else form,
     }
-    if given is not None:
-        named = {"name": given.name, "schema": given.schema_}
-        chat["response_format"] = {"type": given.type, "json_schema": named if given.type == "json_schema" else None}
     return ChatRequest.model_validate(chat)
 
 
@@ -109,7 +68,7 @@ class ResponseEvents:
 
     def __init__(self, served: Served, body: ResponsesRequest) -> None:
         self.served, self.body = served, body
-        self.id, self.created, self.number = "resp_" + secrets.token_hex(16), now(), 0
+        self.id, self.created, self.number = "resp_" + secrets.token_hex(16), int(time.time()), 0
         self.output: list[dict[str, Any]] = []
         self._message: dict[str, Any] | None = None
         self._finish = "stop"

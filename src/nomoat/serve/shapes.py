@@ -2,73 +2,54 @@
 
 Answers are built as plain dicts, so that nothing is checked while a model writes.
 """
-# ruff: noqa: UP013
+
+from __future__ import annotations
 
 from typing import Any, Literal
 
-from typing_extensions import TypedDict
+from pydantic import BaseModel, create_model
 
-Finish = Literal["stop", "length", "tool_calls"]
 
-Usage = TypedDict("Usage", {"prompt_tokens": int, "completion_tokens": int, "total_tokens": int})
-Likely = TypedDict("Likely", {"token": str, "logprob": float, "bytes": list[int]})
-Token = TypedDict("Token", {"token": str, "logprob": float, "bytes": list[int], "top_logprobs": list[Likely]})
-ChatLogprobs = TypedDict("ChatLogprobs", {"content": list[Token]})
-Reply = TypedDict("Reply", {"role": Literal["assistant"], "content": str | None})
-ChatChoice = TypedDict(
-    "ChatChoice", {"index": int, "message": Reply, "logprobs": ChatLogprobs | None, "finish_reason": Finish}
-)
-Chat = TypedDict(
-    "Chat",
-    {
-        "id": str,
-        "object": Literal["chat.completion"],
-        "created": int,
-        "model": str,
-        "choices": list[ChatChoice],
-        "usage": Usage,
-    },
-)
-TextLogprobs = TypedDict(
+def _shape(name: str, **fields: Any) -> Any:
+    """A class with these fields, all of them required."""
+    made: type[BaseModel] = create_model(name, **{field: (kind, ...) for field, kind in fields.items()})
+    return made
+
+
+FINISH = Literal["stop", "length", "tool_calls"]
+Usage = _shape("Usage", prompt_tokens=int, completion_tokens=int, total_tokens=int)
+HEAD = {"id": str, "created": int, "model": str, "usage": Usage}
+
+Likely = _shape("Likely", token=str, logprob=float, bytes=list[int])
+Marked = _shape("Marked", token=str, logprob=float, bytes=list[int], top_logprobs=list[Likely])
+ChatLogprobs = _shape("ChatLogprobs", content=list[Marked])
+Reply = _shape("Reply", role=Literal["assistant"], content=str | None)
+ChatChoice = _shape("ChatChoice", index=int, message=Reply, logprobs=ChatLogprobs | None, finish_reason=FINISH)
+Chat = _shape("Chat", object=Literal["chat.completion"], choices=list[ChatChoice], **HEAD)
+
+TextLogprobs = _shape(
     "TextLogprobs",
-    {
-        "tokens": list[str],
-        "token_logprobs": list[float | None],
-        "top_logprobs": list[dict[str, float] | None],
-        "text_offset": list[int],
-    },
+    tokens=list[str],
+    token_logprobs=list[float | None],
+    top_logprobs=list[dict[str, float] | None],
+    text_offset=list[int],
 )
-TextChoice = TypedDict(
-    "TextChoice", {"index": int, "text": str, "logprobs": TextLogprobs | None, "finish_reason": Finish}
+TextChoice = _shape("TextChoice", index=int, text=str, logprobs=TextLogprobs | None, finish_reason=FINISH)
+Completion = _shape("Completion", object=Literal["text_completion"], choices=list[TextChoice], **HEAD)
+
+Output = list[dict[str, Any]]
+Spent = _shape("Spent", input_tokens=int, output_tokens=int, total_tokens=int)
+ENDED = Literal["completed", "incomplete"]
+Response = _shape(
+    "Response", id=str, object=Literal["response"], created_at=int, status=ENDED, output=Output, usage=Spent
 )
-Completion = TypedDict(
-    "Completion",
-    {
-        "id": str,
-        "object": Literal["text_completion"],
-        "created": int,
-        "model": str,
-        "choices": list[TextChoice],
-        "usage": Usage,
-    },
-)
-Embedding = TypedDict("Embedding", {"object": Literal["embedding"], "index": int, "embedding": list[float] | str})
-Read = TypedDict("Read", {"prompt_tokens": int, "total_tokens": int})
-Embeddings = TypedDict("Embeddings", {"object": Literal["list"], "data": list[Embedding], "model": str, "usage": Read})
-Model = TypedDict("Model", {"id": str, "object": Literal["model"], "created": int, "owned_by": str, "loaded": bool})
-Models = TypedDict("Models", {"object": Literal["list"], "data": list[Model]})
-ResponseUsage = TypedDict("ResponseUsage", {"input_tokens": int, "output_tokens": int, "total_tokens": int})
-Response = TypedDict(
-    "Response",
-    {
-        "id": str,
-        "object": Literal["response"],
-        "created_at": int,
-        "status": Literal["completed", "incomplete"],
-        "model": str,
-        "output": list[dict[str, Any]],
-        "usage": ResponseUsage,
-    },
-)
-Fault = TypedDict("Fault", {"message": str, "type": str, "param": str | None, "code": str | None})
-Error = TypedDict("Error", {"error": Fault})
+
+Embedding = _shape("Embedding", object=Literal["embedding"], index=int, embedding=list[float] | str)
+Read = _shape("Read", prompt_tokens=int, total_tokens=int)
+Embeddings = _shape("Embeddings", object=Literal["list"], data=list[Embedding], model=str, usage=Read)
+
+Model = _shape("Model", id=str, object=Literal["model"], created=int, owned_by=str, loaded=bool)
+Models = _shape("Models", object=Literal["list"], data=list[Model])
+
+Fault = _shape("Fault", message=str, type=str, param=str | None, code=str | None)
+Error = _shape("Error", error=Fault)
