@@ -414,7 +414,7 @@ def test_the_client_of_another_house(address, monkeypatch):
         ("chat/completions", {"messages": [{**HI[0], "content": [{"type": "image_url"}]}]}, "messages", "image_url"),
         ("chat/completions", {"messages": HI, "response_format": {"type": "json_schema"}}, None, "holds no schema"),
         ("chat/completions", {"messages": [{"role": "user", "content": "refuse"}]}, None, "takes no such message"),
-        ("chat/completions", {"messages": [{"role": "user", "content": "x" * 2100}]}, "messages", "2117 tokens"),
+        ("chat/completions", {"messages": [{"role": "user", "content": "x" * 1990}]}, "messages", "2007 tokens"),
         ("chat/completions", {"messages": HI, "model": "gpt-x"}, "model", "no model `gpt-x`"),
         ("completions", {"prompt": "hi", "suffix": "end"}, "suffix", "not implemented"),
         ("completions", {"prompt": [5, 999]}, None, "no token 999"),

@@ -460,3 +460,16 @@ def test_nothing_is_left_over_after_many_requests_with_every_tenth_leaving(web):
         engine: ScriptedEngine = server.made[0].engine
         until(lambda: not engine.jobs)
         until(lambda: not server.server.mailbox.answers)
+
+
+def test_a_chat_that_cannot_fit_is_not_even_rendered(open_one, monkeypatch):
+    monkeypatch.setattr(open_one.made[0].chat, "tokens", None)
+    body = {"messages": [{"role": "user", "content": "x" * 4_000_000}]}
+    answer = httpx.post(open_one.base + "/v1/chat/completions", json=body)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "context_length_exceeded")
+
+
+def test_embeddings_end_at_the_deadline_too(open_one):
+    with running(settings=Settings(deadline_seconds=0.0)) as server:
+        answer = httpx.post(server.base + "/v1/embeddings", json={"input": ["x"] * 1000})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline")

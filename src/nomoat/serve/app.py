@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import struct
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -151,7 +152,8 @@ class Server:
         rows = await asyncio.to_thread(asking.prompts, served, body.input)
         for row in rows:
             served.fit(len(row), 0, "input")
-        vectors = await asyncio.get_running_loop().run_in_executor(served.aside, served.embed, rows)
+        deadline = time.monotonic() + self.settings.deadline_seconds
+        vectors = await asyncio.get_running_loop().run_in_executor(served.aside, served.embed, rows, deadline)
         if body.dimensions not in (None, len(vectors[0])):
             raise ApiError(400, f"{served.name} gives {len(vectors[0])} numbers, no fewer", param="dimensions")
         packed = [base64.b64encode(struct.pack(f"<{len(one)}f", *one)).decode() for one in vectors]

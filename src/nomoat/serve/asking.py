@@ -61,6 +61,7 @@ async def chat(served: Served, body: ChatRequest, deadline_seconds: float) -> Wa
         raise ApiError(400, f"tool_choice asks for `{named}`, which is not among the tools", param="tool_choice")
     offered = tools if named != "none" else []
     messages = [plain(message) for message in body.messages]
+    served.refuse_long(sum(len(message["content"]) for message in messages), "messages")
     render = served.chat.tokens
     tokens, _ = await asyncio.to_thread(render, messages, served.tokenizer, tools=offered or None, answer=True)
     wanted = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens

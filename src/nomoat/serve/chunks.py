@@ -1,6 +1,6 @@
 """How an answer is spelled: chunks of a stream in the order clients rely on, or one JSON object.
 
-    Piece -> ChatChunks | TextChunks -> `data: {...}`        Pieces -> collected -> Text a choice
+    Piece -> ChatChunks | TextChunks -> `data: {...}`        Pieces -> collected -> one a choice -> object
 
 A stream of chat is: a chunk with the role a choice, chunks with content (`finish_reason` null), one with
 `finish_reason` a choice, one with `usage` and no choices where asked for, `[DONE]`. Whatever goes wrong after the first
@@ -16,7 +16,7 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Protocol
 
 from starlette.responses import Response
@@ -24,7 +24,6 @@ from starlette.types import Receive, Scope, Send
 
 from nomoat.serve.openai import ApiError, Texts, to_bytes
 from nomoat.serve.streams import Answer, LeftError, Mark, Piece, Wanted
-from nomoat.serve.tools import Call
 
 if TYPE_CHECKING:
     from nomoat.serve.models import Served
@@ -41,7 +40,7 @@ class Chunks(Protocol):
     def piece(self, piece: Piece) -> bytes: ...
     def end(self, usage: dict[str, int]) -> bytes: ...
     def error(self, error: ApiError) -> bytes: ...
-    def whole(self, texts: Sequence[Text], usage: dict[str, int]) -> dict[str, Any]: ...
+    def whole(self, pieces: Sequence[Piece], usage: dict[str, int]) -> dict[str, Any]: ...
 
 
 class EventStream(Response):
@@ -69,32 +68,27 @@ class EventStream(Response):
             return  # nobody reads
 
 
-@dataclass
-class Text:
-    """One choice, whole."""
-
-    text: str = ""
-    marks: list[Mark] = field(default_factory=list)
-    calls: list[Call] = field(default_factory=list)
-    finish: str = ""
-
-
-async def collected(answer: Answer, receive: Receive) -> list[Text]:
-    """The choices of an answer, when all of them have ended.
+async def collected(answer: Answer, receive: Receive) -> list[Piece]:
+    """All that is written, in one piece a choice, when all of them have ended.
 
     Raises:
         ApiError, LeftError: see `Answer`.
     """
-    texts = [Text() for _ in answer.texts]
+    found: list[list[Piece]] = [[] for _ in answer.texts]
     async with answer.watched(receive):
         async for pieces in answer:
             for piece in pieces:
-                whole = texts[piece.choice]
-                whole.text += piece.text
-                whole.marks += piece.marks
-                whole.calls += piece.calls
-                whole.finish = piece.finish or ""
-    return texts
+                found[piece.choice].append(piece)
+    return [
+        Piece(
+            choice,
+            "".join(piece.text for piece in own),
+            [mark for piece in own for mark in piece.marks],
+            [call for piece in own for call in piece.calls],
+            own[-1].finish,
+        )
+        for choice, own in enumerate(found)
+    ]
 
 
 class TextChunks:
@@ -145,14 +139,12 @@ class TextChunks:
         """What went wrong, and the end."""
         return b"data: " + to_bytes(error.body()) + b"\n\n" + DONE
 
-    def whole(self, texts: Sequence[Text], usage: dict[str, int]) -> dict[str, Any]:
+    def whole(self, pieces: Sequence[Piece], usage: dict[str, int]) -> dict[str, Any]:
         """The answer as one object."""
-        choices = [
-            {"index": index, **self._choice(index, one), "finish_reason": one.finish} for index, one in enumerate(texts)
-        ]
+        choices = [{"index": one.choice, **self._choice(one), "finish_reason": one.finish} for one in pieces]
         return {**self._object, "object": self.kind, "choices": choices, "usage": usage}
 
-    def _choice(self, index: int, one: Text) -> dict[str, Any]:
+    def _choice(self, one: Piece) -> dict[str, Any]:
         marks = text_logprobs(self.served, one.marks, 0) if self.wanted.marked else None
         return {"text": one.text, "logprobs": marks}
 
@@ -183,7 +175,7 @@ class ChatChunks(TextChunks):
             chunks.append(self._chunk(piece.choice, '"delta":{}', finish=piece.finish))
         return b"".join(chunks)
 
-    def _choice(self, index: int, one: Text) -> dict[str, Any]:
+    def _choice(self, one: Piece) -> dict[str, Any]:
         message: dict[str, Any] = {"role": "assistant", "content": (one.text or None) if one.calls else one.text}
         if one.calls:
             message["tool_calls"] = [call.as_json() for call in one.calls]
@@ -205,13 +197,13 @@ def chat_logprobs(served: Served, marks: Sequence[Mark]) -> dict[str, Any]:
 def text_logprobs(served: Served, marks: Sequence[Mark], offset: int) -> dict[str, Any]:
     """Log-probabilities as completions give them; `offset` characters of the text come before the first token."""
     tokens = [served.text(mark.token) for mark in marks]
-    offsets = [offset + sum(map(len, tokens[:index])) for index in range(len(tokens))]
-    top = [
-        None if mark.logprob is None else {served.text(token): _finite(value) for token, value in mark.top}
-        for mark in marks
-    ]
-    logprobs = [None if mark.logprob is None else _finite(mark.logprob) for mark in marks]
-    return {"tokens": tokens, "token_logprobs": logprobs, "top_logprobs": top, "text_offset": offsets}
+    likely = [{served.text(token): _finite(value) for token, value in mark.top} for mark in marks]
+    return {
+        "tokens": tokens,
+        "token_logprobs": [None if mark.logprob is None else _finite(mark.logprob) for mark in marks],
+        "top_logprobs": [None if mark.logprob is None else top for mark, top in zip(marks, likely, strict=True)],
+        "text_offset": list(accumulate(map(len, tokens[:-1]), initial=offset)),
+    }
 
 
 def _finite(logprob: float | None) -> float:

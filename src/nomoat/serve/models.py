@@ -109,10 +109,14 @@ class Served:
         Raises:
             ApiError: it is longer than the context in any case.
         """
-        longest = max(map(len, self.spelled))
-        if len(text) > self.context_length * longest:
-            self.fit(len(text) // longest)
+        self.refuse_long(len(text))
         return (*self.tokenizer.begin, *map(int, self.tokenizer.encode(text))) or (self.tokenizer.eot,)
+
+    def refuse_long(self, characters: int, param: str | None = None) -> None:
+        """Refuse a text that cannot fit, however it is spelled, before any time is spent on it (ApiError)."""
+        least = characters // max(map(len, self.spelled))
+        if least > self.context_length:
+            raise self._too_long(f"at least {least}", param)
 
     def fit(self, tokens: int, wanted: int | None = None, param: str | None = None) -> int:
         """How many tokens may be written after a prompt of so many, where so many are wanted.
@@ -122,9 +126,12 @@ class Served:
         """
         room = self.context_length - tokens
         if room < min(1, 1 if wanted is None else wanted):
-            message = f"the prompt has {tokens} tokens; {self.name} reads {self.context_length}, prompt and answer"
-            raise ApiError(400, message, param=param, code="context_length_exceeded")
+            raise self._too_long(str(tokens), param)
         return room if wanted is None else min(room, wanted)
+
+    def _too_long(self, tokens: str, param: str | None) -> ApiError:
+        message = f"the prompt has {tokens} tokens; {self.name} reads {self.context_length}, prompt and answer"
+        return ApiError(400, message, param=param, code="context_length_exceeded")
 
     def constraint(self, kind: Any, spec: Any) -> Constraint:
         """What holds a text to a form; takes up to seconds: for a thread of its own.
@@ -136,8 +143,12 @@ class Served:
 
         return compile_constraint(kind, spec, self.vocabulary)
 
-    def embed(self, rows: Sequence[Sequence[int]]) -> list[list[float]]:
-        """A vector of length 1 for each row of tokens: the mean over the model's outputs."""
+    def embed(self, rows: Sequence[Sequence[int]], deadline: float) -> list[list[float]]:
+        """A vector of length 1 for each row of tokens: the mean over the model's outputs.
+
+        Raises:
+            ApiError: the moment `deadline` of `time.monotonic()` has passed.
+        """
         import torch
         from torch.nn.functional import normalize
         from torch.nn.utils.rnn import pad_sequence
@@ -146,6 +157,8 @@ class Served:
         order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
         device = next(self.family.parameters()).device
         for some in (order[start : start + ROWS] for start in range(0, len(order), ROWS)):
+            if time.monotonic() > deadline:
+                raise ApiError(504, "the request took longer than it may", code="deadline")
             tokens_BL = pad_sequence([torch.tensor(rows[index]) for index in some], batch_first=True, padding_value=-1)
             batch = {"tokens": tokens_BL.clamp(min=0).to(device), "mask": (tokens_BL >= 0).to(device)}
             with torch.no_grad():

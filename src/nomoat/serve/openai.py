@@ -20,6 +20,7 @@ MOST_STOPS = 4
 MOST_LOGPROBS = 20
 MOST_PROMPTS = 64
 MOST_TOOLS = 128
+MOST_EMBEDDED = 2048
 
 
 class ApiError(Exception):
@@ -148,6 +149,7 @@ class ChatRequest(Texts):
 
 Tokens = Annotated[list[int], Field(min_length=1)]
 Prompts = str | Tokens | Annotated[list[str] | list[Tokens], Field(min_length=1, max_length=MOST_PROMPTS)]
+Embedded = str | Tokens | Annotated[list[str] | list[Tokens], Field(min_length=1, max_length=MOST_EMBEDDED)]
 
 
 class CompletionRequest(Texts):
@@ -159,7 +161,7 @@ class CompletionRequest(Texts):
 
 
 class EmbeddingRequest(Body):
-    input: Prompts
+    input: Embedded
     model: str = ""
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = Field(None, ge=1)

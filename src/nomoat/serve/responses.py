@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from nomoat.serve.chunks import Text, chat_logprobs
+from nomoat.serve.chunks import chat_logprobs
 from nomoat.serve.models import Served
 from nomoat.serve.openai import ApiError, ChatRequest, Drawing, ResponsesRequest, to_bytes
 from nomoat.serve.streams import Mark, Piece
@@ -98,10 +98,9 @@ class ResponseEvents:
             **{"metadata": {}, "store": False, "previous_response_id": None},
         }
 
-    def whole(self, texts: Sequence[Text], usage: dict[str, int]) -> dict[str, Any]:
+    def whole(self, pieces: Sequence[Piece], usage: dict[str, int]) -> dict[str, Any]:
         """The answer as one object."""
-        text = texts[0]
-        self.piece(Piece(0, text.text, text.marks, text.calls, text.finish))
+        self.piece(pieces[0])
         return self.object(self._status(), usage)
 
     def begin(self) -> bytes:

@@ -85,7 +85,8 @@ class Listening(uvicorn.Server):
         except SystemExit as error:
             what = f"port {settings.port} of {settings.host} cannot be listened on"
             raise RunError(what, str(error.__context__ or ""), "--port 0 takes a free one") from None
-        self.told(f"http://{settings.host}:{self.servers[0].sockets[0].getsockname()[1]}")
+        host = f"[{self.config.host}]" if ":" in self.config.host else self.config.host
+        self.told(f"http://{host}:{self.servers[0].sockets[0].getsockname()[1]}")
         self.loading = asyncio.create_task(self._load())
 
     async def _load(self) -> None:

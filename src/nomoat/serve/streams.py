@@ -252,10 +252,10 @@ class Answer:
                 if event.prompt and event.token is not None:
                     self._prompts[choice].append(Mark(event.token, event.logprob, event.top))
                     continue
-                self.completion_tokens += event.token is not None
                 written = self.texts[choice]
                 if written.finish:
                     continue  # beyond a stop string: on its way before the cancellation
+                self.completion_tokens += event.token is not None
                 if event.finish not in (None, "stop", "length"):
                     status, why = FAILURES.get(event.finish or "", (503, "the request was given up"))
                     raise ApiError(status, event.error or why, code=event.finish)
