@@ -103,11 +103,14 @@ def test_text_is_drawn_as_elsewhere_in_nomoat_unless_said_otherwise(client, addr
     for _ in range(2):
         client.chat.completions.create(model="tiny", messages=HI)
     first, second = (ask.options for ask in address.made[0].engine.asks[-2:])
-    assert (first.temperature, first.top_p) == (0.8, 0.95)
+    assert (first.temperature, first.top_p) == (0.6, 0.95)
     assert first.seed != second.seed
     client.chat.completions.create(model="tiny", messages=HI, temperature=0, extra_body={"top_k": 3, "min_p": 0.1})
     options = address.made[0].engine.asks[-1].options
     assert (options.temperature, options.top_p, options.top_k, options.min_p) == (0, 1.0, 3, 0.1)
+    client.completions.create(model="tiny", prompt="hi")
+    options = address.made[0].engine.asks[-1].options
+    assert (options.temperature, options.top_p, options.max_tokens) == (0.8, 0.95, 16)
 
 
 def test_the_chunks_of_a_chat_come_in_the_order_clients_rely_on(address):

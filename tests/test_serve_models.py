@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ httpx = pytest.importorskip("httpx")
 from serving import Named, reader, running, until  # noqa: E402
 
 from nomoat.cli import main  # noqa: E402
+from nomoat.cli.serving import LISTENING  # noqa: E402
 from nomoat.core.errors import CheckpointError  # noqa: E402
 from nomoat.core.run import Run  # noqa: E402
 from nomoat.serve.measures import Histogram  # noqa: E402
@@ -179,6 +181,19 @@ def test_the_command_hands_its_options_on_and_says_how_to_use_it(monkeypatch, ca
     assert "curl " in said
     assert "openai" in said
     assert "a-key-of-some-letters" not in said
+
+
+def test_the_lines_that_are_shown_work():
+    with running(settings=Settings(keys=("a-key-of-some-letters",))) as server:
+        fields = {"base": server.base, "name": "tiny", "names": "tiny"}
+        shown = LISTENING.format(**fields, header=" -H 'authorization: Bearer KEY'", key="KEY")
+        _, *commands = shown.replace("KEY", "a-key-of-some-letters").split("\n\n")
+        assert [command.split()[0] for command in commands] == ["curl", "python"]
+        for command in commands:
+            if shutil.which(command.split()[0]):
+                command = command.replace("python ", f"{sys.executable} ", 1)
+                done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+                assert "Hello, w" in done.stdout
 
 
 def test_without_a_key_no_other_address_is_listened_on(monkeypatch, capsys):

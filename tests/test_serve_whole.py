@@ -61,6 +61,12 @@ def runs(tmp_path_factory):
     return root
 
 
+def run_of(runs, name):
+    """The folder of the run that was named in short."""
+    (found,) = runs.glob(f"*-{name}-*")
+    return found
+
+
 @pytest.fixture(scope="module")
 def server(runs):
     """`nomoat serve tiny state --port 0`, as a process."""
@@ -69,6 +75,8 @@ def server(runs):
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     listening = json.loads(process.stdout.readline() or process.stderr.read())
     with openai.OpenAI(base_url=listening["base"] + "/v1", api_key="none", max_retries=0) as client:
+        assert listening["names"] == ["tiny", "state"]
+        assert [model.id for model in client.models.list()] == [run_of(runs, name).name for name in listening["names"]]
         yield client, listening["names"]
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=20)
@@ -80,11 +88,11 @@ def server(runs):
 def test_greedy_text_is_what_the_model_writes_alone(server, runs):
     client, names = server
     for name in names:
-        model = load(runs / name)
+        model = load(run_of(runs, name))
         alone = "".join(continue_text(model, ByteTokenizer(), "To be", SamplingOptions(temperature=0, max_tokens=12)))
         stream = client.completions.create(model=name, prompt="To be", stream=True, **GREEDY)
         assert "".join(chunk.choices[0].text for chunk in stream) == alone
-        rendered, _ = Chat.of(runs / name).tokens(HI, ByteTokenizer())
+        rendered, _ = Chat.of(run_of(runs, name)).tokens(HI, ByteTokenizer())
         (asked,) = client.completions.create(model=name, prompt=rendered, **GREEDY).choices
         assert (
             client.chat.completions.create(model=name, messages=HI, **GREEDY).choices[0].message.content == asked.text
@@ -99,7 +107,7 @@ def test_log_probabilities_of_a_prompt_are_the_models(server, runs):
     client, (name, _) = server
     found = client.completions.create(model=name, prompt="To be", echo=True, logprobs=1, max_tokens=0).choices[0]
     tokens = torch.tensor([[256, *b"To be"]])
-    scored = load(runs / name).score({"tokens": tokens, "mask": torch.ones_like(tokens, dtype=torch.bool)})
+    scored = load(run_of(runs, name)).score({"tokens": tokens, "mask": torch.ones_like(tokens, dtype=torch.bool)})
     assert found.text == "To be"
     assert found.logprobs.token_logprobs[1:] == pytest.approx(scored[0].tolist(), abs=1e-4)
 
@@ -131,7 +139,7 @@ def test_embeddings_are_the_encoders(server, runs):
     data = client.embeddings.create(model=name, input=texts).data
     for text, entry in zip(texts, data, strict=True):
         tokens = torch.tensor([[256, *text.encode()]])
-        mean = load(runs / name).encode({"tokens": tokens, "mask": torch.ones_like(tokens, dtype=torch.bool)})[0]
+        mean = load(run_of(runs, name)).encode({"tokens": tokens, "mask": torch.ones_like(tokens, dtype=torch.bool)})[0]
         assert entry.embedding == pytest.approx((mean / mean.norm()).tolist(), abs=1e-4)
 
 
@@ -162,7 +170,11 @@ def test_a_client_that_leaves_frees_its_slot(server):
         stream.close()
 
     def value(metric):
-        return int(re.search(rf'^nomoat_{metric}{{model="{name}"}} (\d+)', httpx.get(base + "/metrics").text, re.M)[1])
+        return int(
+            re.search(
+                rf'^nomoat_{metric}{{model="[^"]*-{name}-[^"]*"}} (\d+)', httpx.get(base + "/metrics").text, re.M
+            )[1]
+        )
 
     from serving import until
 

@@ -278,8 +278,7 @@ def serve(runs: Sequence[Run | Path | str], watch: Watch | None = None, **settin
 
     def listening(base: str) -> None:
         if watch is not None:
-            names = [run.name for run in opened.values()]
-            watch({"kind": "listening", "base": base, "names": names, "keys": bool(keys)})
+            watch({"kind": "listening", "base": base, "names": list(opened), "keys": bool(keys)})
 
     start(opened, Settings(keys=keys, **settings), listening)
 

@@ -24,11 +24,11 @@ from nomoat.serve.tools import schema_of
 COMPLETION_TOKENS = 16
 """What OpenAI's completions write unless told otherwise; chat writes until the context is full."""
 
-DRAWN = {"temperature": 0.8, "top_p": 0.95}
-"""How text is drawn where a request names neither, as `nomoat generate` does: small models have too long a tail."""
+WRITING, ANSWERING = {"temperature": 0.8, "top_p": 0.95}, {"temperature": 0.6, "top_p": 0.95}
+"""How text is drawn where a request names neither: as the commands do, for small models have too long a tail."""
 
 
-def drawing(body: Drawing, max_tokens: int) -> SamplingOptions:
+def drawing(body: Drawing, max_tokens: int, unless: dict[str, Any]) -> SamplingOptions:
     """How the text is drawn; another seed every time where none is given."""
     named: dict[str, Any] = {
         "temperature": body.temperature,
@@ -37,7 +37,7 @@ def drawing(body: Drawing, max_tokens: int) -> SamplingOptions:
         "min_p": body.min_p,
     }
     given = {name: value for name, value in named.items() if value is not None}
-    chosen = given if {"temperature", "top_p"} & set(given) else {**DRAWN, **given}
+    chosen = given if {"temperature", "top_p"} & set(given) else {**unless, **given}
     seed = body.seed if body.seed is not None else secrets.randbits(62)
     return SamplingOptions(**chosen, max_tokens=max_tokens, seed=seed)
 
@@ -71,7 +71,7 @@ async def chat(served: Served, body: ChatRequest, deadline_seconds: float) -> Wa
         form = _form(body)
     ask = Ask(
         tokens=tuple(tokens),
-        options=drawing(body, served.fit(len(tokens), wanted, "messages")),
+        options=drawing(body, served.fit(len(tokens), wanted, "messages"), ANSWERING),
         stop_tokens=tuple(served.tokenizer.stops),
         n=body.n or 1,
         top_logprobs=(body.top_logprobs or 0) if body.logprobs else 0,
@@ -98,7 +98,7 @@ async def completion(served: Served, body: CompletionRequest, deadline_seconds: 
     max_tokens = COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
     ask = Ask(
         tokens=(),
-        options=drawing(body, max_tokens),
+        options=drawing(body, max_tokens, WRITING),
         stop_tokens=tuple(served.tokenizer.stops),
         n=body.n or 1,
         top_logprobs=body.logprobs or 0,
