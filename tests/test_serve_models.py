@@ -97,7 +97,7 @@ def test_a_first_model_that_cannot_be_loaded_ends_the_server():
         serve({"tiny": Named("tiny")}, Settings(port=0), lambda base: None, reader=broken)
 
 
-def test_another_that_cannot_be_loaded_is_an_error_of_its_own():
+def test_another_that_cannot_be_loaded_is_an_error_of_its_own(caplog):
     good = reader()
 
     def read(run, settings):
@@ -110,6 +110,7 @@ def test_another_that_cannot_be_loaded_is_an_error_of_its_own():
         answer = say(server, "two")
         assert (answer.status_code, answer.json()["error"]["type"]) == (500, "server_error")
         assert say(server, "one").status_code == 200
+    assert "no checkpoint of two is good" in caplog.text
 
 
 def test_prometheus_reads_the_metrics():

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,17 @@ def open_one():
 
 
 @pytest.fixture
+def connect():
+    """A client of OpenAI's, closed at the end."""
+    with ExitStack() as stack:
+
+        def made(base, key="none"):
+            return stack.enter_context(openai.OpenAI(base_url=base + "/v1", api_key=key, max_retries=0))
+
+        yield made
+
+
+@pytest.fixture
 def web():
     with httpx.Client() as client:
         yield client
@@ -76,12 +88,12 @@ def test_every_route_but_two_needs_a_key(locked, web):
                     assert method == "HEAD" or answer.json()["error"]["code"] == "invalid_api_key"
 
 
-def test_any_of_the_keys_opens(locked):
+def test_any_of_the_keys_opens(locked, connect):
     for key in KEYS:
-        client = openai.OpenAI(base_url=locked.base + "/v1", api_key=key)
+        client = connect(locked.base, key)
         assert client.chat.completions.create(**HI).choices[0].message.content == "Hello, wörld!"
     with pytest.raises(openai.AuthenticationError):
-        openai.OpenAI(base_url=locked.base + "/v1", api_key=KEYS[0] + "x").models.list()
+        connect(locked.base, KEYS[0] + "x").models.list()
 
 
 def test_there_are_no_pages_that_load_from_elsewhere(open_one):
@@ -245,9 +257,9 @@ def test_other_encodings_cannot_hide_brackets(open_one):
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "too_deep")
 
 
-def test_a_full_queue_is_429_with_the_time_to_come_back():
+def test_a_full_queue_is_429_with_the_time_to_come_back(connect):
     with running(endless, pause=0.01, room=1) as server:
-        client = openai.OpenAI(base_url=server.base + "/v1", api_key="none", max_retries=0)
+        client = connect(server.base)
         with client.chat.completions.create(**HI, stream=True) as stream:
             next(iter(stream))
             for stream_too in (False, True):
@@ -277,15 +289,15 @@ def test_the_engine_stops_when_the_client_leaves(path, stream):
         left = time.monotonic()
         (ticket,) = server.made[0].engine.tickets
         until(lambda: ticket.cancelled, 2)
-        assert ticket.cancelled_at - left < 0.2
+        assert ticket.cancelled_at - left < 0.5  # some milliseconds on a quiet machine
         until(lambda: not server.made[0].engine.jobs, 2)
         assert server.made[0].engine.counted.tokens_out < 200
         assert not server.server.mailbox.answers
 
 
-def test_a_request_ends_at_its_deadline():
+def test_a_request_ends_at_its_deadline(connect):
     with running(endless, pause=0.02, settings=Settings(deadline_seconds=0.3)) as server:
-        client = openai.OpenAI(base_url=server.base + "/v1", api_key="none", max_retries=0)
+        client = connect(server.base)
         with pytest.raises(openai.InternalServerError) as late:
             client.chat.completions.create(**HI)
         assert (late.value.status_code, late.value.code) == (504, "deadline")
@@ -317,12 +329,12 @@ def test_who_does_not_read_is_not_waited_for(monkeypatch):
         assert httpx.get(server.base + "/v1/models").status_code == 200
 
 
-def test_a_fault_of_the_engine_is_500_and_the_server_goes_on():
+def test_a_fault_of_the_engine_is_500_and_the_server_goes_on(connect):
     def failing(ask, row):
         return [104, ZeroDivisionError("no such luck")] if len(ask.tokens) % 2 else hello(ask, row)
 
     with running(failing) as server:
-        client = openai.OpenAI(base_url=server.base + "/v1", api_key="none", max_retries=0)
+        client = connect(server.base)
         with pytest.raises(openai.InternalServerError) as fault:
             client.completions.create(model="tiny", prompt="even")
         assert fault.value.status_code == 500

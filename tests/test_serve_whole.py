@@ -77,6 +77,7 @@ def server(runs):
     with openai.OpenAI(base_url=listening["base"] + "/v1", api_key="none", max_retries=0) as client:
         assert listening["names"] == ["tiny", "state"]
         assert [model.id for model in client.models.list()] == [run_of(runs, name).name for name in listening["names"]]
+        client.process = process.pid
         yield client, listening["names"]
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=20)
@@ -181,3 +182,36 @@ def test_a_client_that_leaves_frees_its_slot(server):
     until(lambda: value("requests_active") == 0 and value("requests_queued") == 0, 5)
     assert value("slots_free") == 8
     assert value("requests_cancelled_total") > 0
+
+
+@pytest.mark.slow
+def test_a_thousand_requests_with_every_tenth_leaving_leave_nothing_behind(server):
+    from concurrent.futures import ThreadPoolExecutor
+    from pathlib import Path
+
+    import httpx
+
+    client, (name, _) = server
+    status = Path(f"/proc/{client.process}/status")
+    if not status.exists():
+        pytest.skip("the memory of a process is read from /proc")
+
+    def ask(number):
+        stream = client.completions.create(
+            model=name, prompt=f"{number} " * (1 + number % 50), max_tokens=8, stream=True, n=1 + number % 2
+        )
+        for chunk in stream:
+            if number % 10 == 0 and chunk.choices:
+                stream.close()
+                return
+
+    def resident():
+        return int(re.search(r"VmRSS:\s+(\d+)", status.read_text())[1])
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(ask, range(200)))
+        before = resident()
+        list(pool.map(ask, range(1000)))
+    text = httpx.get(str(client.base_url).replace("/v1/", "/metrics")).text
+    assert re.search(rf'^nomoat_slots_free{{model="[^"]*-{name}-[^"]*"}} 8$', text, re.M)
+    assert resident() < 1.05 * before

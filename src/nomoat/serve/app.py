@@ -21,11 +21,11 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from nomoat.core.errors import ConfigError, DataError, NomoatError
+from nomoat.core.errors import CheckpointError, ConfigError, DataError, NomoatError, RunError
 from nomoat.serve import asking, shapes
 from nomoat.serve.ask import Full
 from nomoat.serve.chunks import ChatChunks, Chunks, EventStream, TextChunks, collected
-from nomoat.serve.guard import Guard, is_loopback
+from nomoat.serve.guard import Guard, is_loopback, log
 from nomoat.serve.measures import page
 from nomoat.serve.models import Models, Served
 from nomoat.serve.openai import (
@@ -184,6 +184,8 @@ async def failed(request: Request, error: Exception) -> Response:
     """Any error as OpenAI's clients read it. What a client sent is in no message that is logged."""
     if isinstance(error, LeftError):
         return Response(status_code=499)
+    if isinstance(error, RunError | CheckpointError):
+        log.error("%s", error)
     told = as_api_error(error)
     return Response(to_bytes(told.body()), told.status, told.headers, "application/json")
 

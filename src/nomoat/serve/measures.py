@@ -85,7 +85,7 @@ def page(loaded: Iterable[Served], responses: Counter[int]) -> str:
         lines += _head(name, kind, about)
         lines += [f"nomoat_{name}{{{labels[model]}}} {getattr(found, field)}" for model, found in stats.items()]
     for field, name, about in (
-        ("first_token", "time_to_first_token_seconds", "From the request to its first token."),
+        ("first_token", "time_to_first_token_seconds", "From the queue to the first token."),
         ("between_tokens", "inter_token_seconds", "From one token of a text to the next."),
     ):
         lines += _head(name, "histogram", about)

@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 MOST_TEXTS = 8
 MOST_STOPS = 4
+STOP_LETTERS = 500
 MOST_LOGPROBS = 20
 MOST_PROMPTS = 64
 MOST_TOOLS = 128
@@ -73,12 +74,6 @@ def absent(what: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-def _no_empty(stops: str | list[str]) -> str | list[str]:
-    if not all([stops] if isinstance(stops, str) else stops):
-        raise ValueError("a stop string cannot be empty")
-    return stops
-
-
 class Body(BaseModel):
     """A request: fields that are not known are ignored, for clients send many; a wrong type is refused."""
 
@@ -121,14 +116,14 @@ class Drawing(Body):
     stream: bool | None = None
 
 
-Stops = Annotated[str | Annotated[list[str], Field(max_length=MOST_STOPS)], AfterValidator(_no_empty)]
+Stop = Annotated[str, Field(min_length=1, max_length=STOP_LETTERS)]
 
 
 class Texts(Drawing):
     """What chat and completions share. `structured_outputs` is vLLM's: a `choice`, `regex` or `grammar` to hold to."""
 
     n: int | None = Field(None, ge=1, le=MOST_TEXTS)
-    stop: Stops | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS)] | None = None
     stream_options: dict[str, Any] | None = None
     presence_penalty: Annotated[float | None, absent("presence_penalty")] = None
     frequency_penalty: Annotated[float | None, absent("frequency_penalty")] = None

@@ -20,6 +20,7 @@ from starlette.types import Receive
 
 from nomoat.sampling.write import Outlet
 from nomoat.serve.ask import Ask, Event, Ticket
+from nomoat.serve.guard import log
 from nomoat.serve.openai import ApiError
 from nomoat.serve.tools import Call, ToolReader
 
@@ -258,6 +259,8 @@ class Answer:
                 self.completion_tokens += event.token is not None
                 if event.finish not in (None, "stop", "length"):
                     status, why = FAILURES.get(event.finish or "", (503, "the request was given up"))
+                    if status == 500:
+                        log.error("the engine of %s failed", self.served.name)  # why, could hold what was asked
                     raise ApiError(status, event.error or why, code=event.finish)
                 if (piece := written.add(event)) is not None:
                     left -= bool(piece.finish)
