@@ -175,7 +175,8 @@ def ratio(rates: dict[str, Any], batch: int, mine: str, theirs: str) -> dict[str
     """Ours over theirs, round by round, each at the thread count whose median is best."""
     best = [
         max(
-            (name for name in rates if name.startswith(stem + "_")), key=lambda name: spread(rates[name][batch])["median"]
+            (name for name in rates if name.startswith(stem + "_")),
+            key=lambda name: spread(rates[name][batch])["median"],
         )
         for stem in (mine, theirs)
     ]
