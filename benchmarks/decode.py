@@ -60,7 +60,7 @@ def random_run(root: Path) -> Run:
 
 
 @njit(nogil=True)
-def _read(x):  # noqa: ANN001, ANN202
+def _read(x):  # noqa: ANN001
     total = 0
     for i in range(len(x)):
         total ^= x[i]

@@ -55,7 +55,6 @@ if importlib.util.find_spec("nomoat.serve.ask") is None:  # until the engine is 
     sys.modules["nomoat.serve.ask"] = words
 
 from nomoat.serve.ask import Event, Full
-
 from nomoat.serve.models import Models, Served, Settings
 
 EOT = 256
