@@ -15,23 +15,28 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nomoat.verbs import doctor, evaluate, generate, load, make, plan, pull, resume, runs, serve, surprise, train
+    from nomoat.verbs import (
+        doctor,
+        evaluate,
+        export,
+        generate,
+        import_model,
+        load,
+        make,
+        plan,
+        pull,
+        resume,
+        runs,
+        serve,
+        surprise,
+        train,
+    )
 
 __version__ = "0.1.0"
 __all__ = [
-    "doctor",
-    "evaluate",
-    "generate",
-    "load",
-    "make",
-    "plan",
-    "pull",
-    "resume",
-    "runs",
-    "serve",
-    "surprise",
-    "train",
-]
+    "doctor", "evaluate", "export", "generate", "import_model", "load", "make", "plan", "pull", "resume", "runs",
+    "serve", "surprise", "train",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

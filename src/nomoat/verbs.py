@@ -1,7 +1,7 @@
 """The verbs, as functions: what `import nomoat` offers and what the commands call.
 
     path, budget -> make -> Run            recipe -> train -> Run -> resume -> Run            name -> pull -> Run
-    run -> generate, evaluate, surprise, serve    runs, doctor, load
+    run -> generate, evaluate, surprise, serve    runs, doctor, load    path -> import_model -> Run -> export -> path
 
 `watch` is told what happens on the way, as dicts with a `kind`: `ingest`, `phase`, `step`, `evaluate`, `sample`,
 `keep`, `warning`, `text`, `score`, `fetch`, `unpack`, `listening`. Nothing here imports torch before it is needed.
@@ -18,7 +18,7 @@ from nomoat import making
 from nomoat.core import run as _run
 from nomoat.core.budget import Budget
 from nomoat.core.config import override
-from nomoat.core.errors import ConfigError, nearest
+from nomoat.core.errors import ConfigError, RunError, nearest
 from nomoat.core.recipe import Recipe, find
 from nomoat.core.run import Run
 from nomoat.making import Spending
@@ -133,12 +133,14 @@ def resume(run: Run | Path | str, device: str = "auto", watch: Watch | None = No
     """Go on with a run from its last good checkpoint; one that is done stays as it is.
 
     Raises:
-        RunError: no such run, it is locked, or its data has changed.
+        RunError: no such run, it is locked, it was imported, or its data has changed.
         CheckpointError: no checkpoint is good.
         StoppedError: Ctrl-C.
     """
     opened = Run.open(run)
     _checked(device)
+    if absent := getattr(opened.recipe.data, "absent", None):
+        raise RunError(f"{opened.name} was never trained here", absent, "generate, evaluate or export it")
     if opened.status == "done" and (not making.is_made(opened) or opened.read_json("report.json")):
         return opened
     ended = making.made if making.is_made(opened) else making.trained
@@ -174,9 +176,12 @@ def pull(name: str, licence: str | None = None, root: Path | str | None = None, 
         ConfigError: a name that means nothing.
         DataError: nobody answers, it is not what it must be, or it holds no model that can be imported.
     """
+    from nomoat import card
     from nomoat.hub.pull import pull as fetch_and_import
 
-    return fetch_and_import(name, root, watch, licence)
+    run = fetch_and_import(name, root, watch, licence)
+    card.write(run)
+    return run
 
 
 def generate(
@@ -301,6 +306,62 @@ def serve(runs: Sequence[Run | Path | str], watch: Watch | None = None, **settin
             watch({"kind": "listening", "base": base, "names": list(opened), "keys": bool(keys)})
 
     start(opened, Settings(keys=keys, **settings), listening)
+
+
+def import_model(
+    path: Path | str,
+    name: str | None = None,
+    dtype: str = "auto",
+    licence: str | None = None,
+    root: Path | str | None = None,
+    watch: Watch | None = None,
+) -> Run:
+    """Make a run of a model that another program wrote.
+
+    Args:
+        path: a GGUF file, a Hugging Face folder with safetensors, or a llama2.c file.
+        name: of the run; None: the file's.
+        dtype: `auto` (as in the file; quantised weights become exactly what they stand for), `f32`, `f16` or `bf16`.
+        licence: SPDX id; None: what the file or what stands beside it says.
+        root: the folder of runs; None: $NOMOAT_RUNS or ./runs.
+        watch: told the progress.
+
+    Raises:
+        DataError, CheckpointError: it cannot be read, or something in it cannot be honoured.
+        ConfigError: no such dtype.
+    """
+    from nomoat import card
+    from nomoat.hub import importing
+
+    run = importing.import_model(path, root, name, dtype, licence, watch)
+    card.write(run)
+    return run
+
+
+def export(
+    run: Run | Path | str,
+    to: str = "hf",
+    path: Path | str | None = None,
+    dtype: str = "auto",
+    watch: Watch | None = None,
+) -> Path:
+    """Write the model of a run for other programs; returns the new folder or file.
+
+    Args:
+        run: a run of a language model.
+        to: `hf` (a folder for transformers) or `gguf` (a file for llama.cpp).
+        path: the new folder or file; None: the run's name, in the working directory.
+        dtype: `auto` (as the run holds them), `f32`, `f16`, `bf16`, for gguf also `q8_0`.
+        watch: told the progress.
+
+    Raises:
+        ConfigError: no such form or type, or a model that no other program can open, with the reason.
+        RunError, CheckpointError: no such run, no good checkpoint, or something is at `path` already.
+    """
+    from nomoat.hub.exporting import export_model
+
+    opened = Run.open(run)
+    return export_model(opened, to, path or f"{opened.name}{'.gguf' if to == 'gguf' else '-hf'}", dtype, watch)
 
 
 def doctor(device: str = "auto") -> list[Finding]:
