@@ -16,7 +16,7 @@ from nomoat.nn.dialect import GPT2, LLAMA, OURS, QWEN2, QWEN3
 from nomoat.nn.packed import Packed, groups_of, pack_, tiles_of, untiled
 
 pytest.importorskip("numba")
-from nomoat.nn.native import Native, product, why_not
+from nomoat.nn.native import Native, product, quickest, why_not
 
 BACKBONES = {
     "ours": Backbone(width=64, depth=3, heads=4),
@@ -242,3 +242,22 @@ def test_the_exponential_is_precise():
     total = run(x.ctypes.data_as(ctypes.c_void_p).value, np.float32(0.0), 10)
     assert np.abs(x / wanted - 1).max() < 1e-6
     assert total == pytest.approx(wanted.sum(), rel=1e-6)
+
+
+def test_the_quickest_way_for_each_number_of_bits():
+    tokens = torch.randint(101, (1, 8), generator=torch.Generator().manual_seed(8))
+    plain = random_model(BACKBONES["ours"])
+    wanted = plain.decode(tokens, plain.memory(1, 8), [0])
+    for bits, bound in ((32, 1e-5), (16, 0.03), (8, 0.05), (4, 0.5), (None, 0.03)):
+        native = quickest(random_model(BACKBONES["ours"]), bits)
+        assert isinstance(native, Native)
+        assert far(native.decode(tokens, native.memory(1, 8), [0]), wanted) < bound, bits
+    mixed = random_model(Backbone(width=64, depth=2, heads=4, mixers=("attention", "mamba")))
+    wanted = mixed.decode(tokens, mixed.memory(1, 8), [0])
+    assert quickest(mixed) is mixed
+    packed = quickest(mixed, 8)  # no native step, but packed products
+    assert far(packed.decode(tokens, packed.memory(1, 8), [0]), wanted) < 0.2
+    with pytest.raises(ConfigError, match="cannot be had"):
+        quickest(replace(LM(101, 64, BACKBONES["ours"]), bits=4).build({}), 8)
+    with pytest.raises(ConfigError, match="cannot be had"):
+        quickest(plain, 5)

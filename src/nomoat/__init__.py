@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         pull,
         resume,
         runs,
+        serve,
         surprise,
         train,
     )
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "doctor", "evaluate", "export", "generate", "import_model", "load", "make", "plan", "pull", "resume", "runs",
-    "surprise", "train",
+    "serve", "surprise", "train",
 ]  # fmt: skip
 
 

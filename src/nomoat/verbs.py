@@ -1,10 +1,10 @@
 """The verbs, as functions: what `import nomoat` offers and what the commands call.
 
     path, budget -> make -> Run            recipe -> train -> Run -> resume -> Run            name -> pull -> Run
-    run -> generate, evaluate, surprise    runs, doctor, load    path -> import_model -> Run -> export -> path
+    run -> generate, evaluate, surprise, serve    runs, doctor, load    path -> import_model -> Run -> export -> path
 
 `watch` is told what happens on the way, as dicts with a `kind`: `ingest`, `phase`, `step`, `evaluate`, `sample`,
-`keep`, `warning`, `text`, `score`, `fetch`, `unpack`. Nothing here imports torch before it is needed.
+`keep`, `warning`, `text`, `score`, `fetch`, `unpack`, `listening`. Nothing here imports torch before it is needed.
 """
 
 from __future__ import annotations
@@ -274,6 +274,38 @@ def surprise(
     opened = Run.open(run)
     texts = texts_of(files)
     return measure(load(opened, device, watch), spelling(opened), texts, watch=watch)  # type: ignore[arg-type]
+
+
+def serve(runs: Sequence[Run | Path | str], watch: Watch | None = None, **settings: Any) -> None:
+    """Answer OpenAI's clients with the models of some runs, until Ctrl-C or SIGTERM.
+
+    Args:
+        runs: runs of text models; the first is loaded at once, the others when they are asked for.
+        watch: told {"kind": "listening", "base": address, "names": models, "keys": whether a key is needed}.
+        settings: fields of `serve.models.Settings`, and `key_file`.
+
+    Raises:
+        ConfigError: a setting that cannot work, or the extra `serve` is missing.
+        RunError: no such run, or the port is taken.
+        CheckpointError: see `load`.
+    """
+    opened = {str(run.name if isinstance(run, Run) else run): Run.open(run) for run in runs}
+    try:
+        from nomoat.serve.models import Settings
+        from nomoat.serve.start import read_keys
+        from nomoat.serve.start import serve as start
+    except ModuleNotFoundError as error:
+        fix = "pip install 'nomoat[serve]'"
+        raise ConfigError(f"{error.name} is not installed", "serving needs it", fix) from error
+
+    _checked(settings.get("device", "auto"))
+    keys = read_keys(settings.pop("key_file", None))
+
+    def listening(base: str) -> None:
+        if watch is not None:
+            watch({"kind": "listening", "base": base, "names": list(opened), "keys": bool(keys)})
+
+    start(opened, Settings(keys=keys, **settings), listening)
 
 
 def import_model(
