@@ -136,6 +136,10 @@ def test_a_token_that_begins_a_text_is_found_where_it_is_said(folder):
     assert read_vocabulary(folder)[1]["add_bos"] is True
     (folder / "chat_template.jinja").write_text("newer")
     assert read_vocabulary(folder)[1]["template"] == "newer"
+    (folder / "generation_config.json").write_text('{"eos_token_id": [-1, 99999999999999999999, true, "a"]}')
+    assert read_vocabulary(folder)[1]["stops"] == ["<|endoftext|>"]
+    (folder / "tokenizer.json").unlink()
+    assert read_vocabulary(folder) is None
 
 
 def test_the_commands(folder, tmp_path, capfd, monkeypatch):
