@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         make,
         plan,
         pull,
+        quantize,
         resume,
         runs,
         serve,
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "doctor", "evaluate", "export", "generate", "import_model", "load", "make", "plan", "pull", "resume", "runs",
-    "serve", "surprise", "train",
+    "doctor", "evaluate", "export", "generate", "import_model", "load", "make", "plan", "pull", "quantize", "resume",
+    "runs", "serve", "surprise", "train",
 ]  # fmt: skip
 
 

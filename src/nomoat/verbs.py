@@ -321,7 +321,8 @@ def import_model(
     Args:
         path: a GGUF file, a Hugging Face folder with safetensors, or a llama2.c file.
         name: of the run; None: the file's.
-        dtype: `auto` (as in the file; quantised weights become exactly what they stand for), `f32`, `f16` or `bf16`.
+        dtype: `auto` (as in the file; quantised weights become exactly what they stand for), `f32`, `f16`, `bf16`,
+            or `q8` and `q4` for matrices of 8 and 4 bits.
         licence: SPDX id; None: what the file or what stands beside it says.
         root: the folder of runs; None: $NOMOAT_RUNS or ./runs.
         watch: told the progress.
@@ -336,6 +337,31 @@ def import_model(
     run = importing.import_model(path, root, name, dtype, licence, watch)
     card.write(run)
     return run
+
+
+def quantize(
+    run: Run | Path | str,
+    bits: int = 8,
+    text: Path | str | None = None,
+    root: Path | str | None = None,
+    watch: Watch | None = None,
+) -> Run:
+    """Make a run whose matrices have 8 or 4 bits, and measure what that costs and gains; the old one stays.
+
+    Args:
+        run: a run of a language model.
+        bits: 8 or 4.
+        text: a file or folder to measure the loss on; None: the held-out part, or else some of Python's own modules.
+        root: the folder of runs; None: $NOMOAT_RUNS or ./runs.
+        watch: told {"kind": "quantize", "before", "after", "measured_on"}.
+
+    Raises:
+        ConfigError: no such number of bits, or no language model of floats.
+        RunError, CheckpointError, DataError: see `load` and `evaluate`.
+    """
+    from nomoat import quantising
+
+    return quantising.quantize(run, bits, text, root, watch)
 
 
 def export(

@@ -1,6 +1,6 @@
-"""import, export: models from other programs, and for them.
+"""import, export, quantize: models from other programs, for them, and in fewer bits.
 
-path -> nomoat.verbs.import_model -> run          run -> nomoat.verbs.export -> folder or file
+path -> nomoat.verbs.import_model -> run -> quantize -> run -> nomoat.verbs.export -> folder or file
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from nomoat.cli.standing import size
 @click.command("import")
 @click.argument("path")
 @click.option("--name", help="What to call the run. [the file's name]")
-@click.option("--dtype", metavar="auto|f32|f16|bf16", default="auto", help="How to keep weights. [auto: as they are]")
+@click.option("--dtype", metavar="auto|f32|f16|bf16|q8|q4", default="auto", help="Type of weights. [auto: as they are]")
 @options.licence
 @options.as_json
 @click.pass_obj
@@ -56,3 +56,31 @@ def export(output: Output, run: str, to: str, path: str | None, dtype: str) -> N
     count = sum(each.stat().st_size for each in files)
     fields = {"run": Run.open(run).path.resolve(), "path": written.resolve(), "to": to, "bytes": count}
     output.result(fields | {"seconds": time.perf_counter() - start}, f"{written}  ({size(count)})")
+
+
+@click.command()
+@click.argument("run")
+@click.argument("text", required=False)
+@click.option("--bits", type=click.Choice(["8", "4"]), default="8", help="Bits of each weight. [8]")
+@options.as_json
+@click.pass_obj
+def quantize(output: Output, run: str, text: str | None, bits: str) -> None:
+    """Make a run of RUN's model in 8 or 4 bits; the loss is measured on TEXT (or on the held-out part)."""
+    from nomoat import verbs
+
+    start = time.perf_counter()
+    made = verbs.quantize(run, int(bits), text, watch=output.event)
+    found = next(iter(made.metrics("quantize")), None)
+    fields = {"run": made.path.resolve(), "seconds": time.perf_counter() - start}
+    if found is None:
+        output.result(fields, f"{made.path}\nIt has no tokenizer, so nothing could be measured.")
+        return
+    before, after = found["before"], found["after"]
+    lost = after["bits_per_byte"] - before["bits_per_byte"]
+    lines = f"""Your model: {made.path}
+
+                    before     {bits} bits
+bits per byte      {before["bits_per_byte"]:7.4f}    {after["bits_per_byte"]:7.4f}   ({lost:+.4f}, on {found["measured_on"]})
+weights            {size(before["bytes"]):>7}    {size(after["bytes"]):>7}
+tokens a second    {before["tokens_per_second"]:7.0f}    {after["tokens_per_second"]:7.0f}   (one text at a time, native code where it can)"""
+    output.result({**fields, **{key: found[key] for key in ("before", "after", "measured_on")}}, lines)

@@ -24,9 +24,11 @@ from nomoat.core.run import Run
 from nomoat.data.imported import Imported
 from nomoat.data.spdx import licence_id
 from nomoat.hub.foreign import Foreign, open_foreign
+from nomoat.hub.packing import packed
 
 Watch = Callable[[Mapping[str, Any]], None]
 
+PACKED = {"q8": 8, "q4": 4}
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -47,7 +49,7 @@ def import_model(
         path: a GGUF file, a Hugging Face folder (safetensors) or a llama2.c file.
         root: the folder of runs; None: `runs_root()`.
         name: of the run, for people; None: the file's.
-        dtype: `auto`, or `f32`, `f16` or `bf16` for all weights.
+        dtype: `auto`; `f32`, `f16` or `bf16` for all weights; `q8` or `q4` for matrices of 8 or 4 bits.
         licence: SPDX id; None: what the file or what stands beside it says.
         watch: told {"kind": "import", "done", "total"} in bytes written.
 
@@ -56,8 +58,9 @@ def import_model(
         ConfigError: no such dtype.
         RunError: the folder of runs cannot be written.
     """
-    if dtype not in ("auto", *DTYPES):
-        raise ConfigError(f"there is no dtype `{dtype}`", f"there is auto, {', '.join(DTYPES)}", nearest(dtype, DTYPES))
+    known = ("auto", *DTYPES, *PACKED)
+    if dtype not in known:
+        raise ConfigError(f"there is no dtype `{dtype}`", f"there is {', '.join(known)}", nearest(dtype, known))
     found = open_foreign(path)
     hashes = {file.name: _sha256(file) for file in found.files}
     lines = "".join(f"{digest}  {file}\n" for file, digest in sorted(hashes.items()))
@@ -66,9 +69,12 @@ def import_model(
     data = Imported(str(found.path.resolve()), whole, found.format)
     about = f"{title}, imported from {found.format}."
     # A recipe names a budget; this one is never spent, because there is nothing to train on.
-    run = Run.create(root, title, Recipe(about, found.config, data, Budget("nothing", 1, "steps"), batch_size=1))
+    config, tensors = found.config, typed(found.tensors, dtype)
+    if dtype in PACKED:
+        config, tensors = packed(config, tensors, PACKED[dtype])
+    run = Run.create(root, title, Recipe(about, config, data, Budget("nothing", 1, "steps"), batch_size=1))
     try:
-        tensors = told(typed(found.tensors, dtype), "import", watch)
+        tensors = told(tensors, "import", watch)
         checkpoint.save(run.checkpoints, 0, {"weights": tensors}, {"step": 0})
         _write_words(run, found, licence, hashes, watch)
         run.mark("done")
