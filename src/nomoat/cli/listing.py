@@ -53,6 +53,7 @@ VERBS = (
     ),
     Verb("make", "resume last", "go on with a stopped run", "nomoat.cli.making:resume", trains=True),
     Verb("use", 'generate last "def read("', "text from a model, as it is written", "nomoat.cli.using:generate"),
+    Verb("use", "chat last", "talk with a model that was taught to", "nomoat.cli.chatting:chat"),
     Verb("look", "runs", "all runs: state, figure, size", "nomoat.cli.looking:runs"),
     Verb("look", "evaluate last notes", "bits per byte, or a task's score", "nomoat.cli.looking:evaluate"),
     Verb("look", "surprise last draft.txt", "the oddest lines of a file, to a model", "nomoat.cli.looking:surprise"),

@@ -167,6 +167,7 @@ def _matcher(kind: Kind, spec: Any, vocabulary: Vocabulary, limits: Limits) -> A
         if not (isinstance(spec, list) and spec and all(isinstance(each, str) for each in spec)):
             raise ValueError("a choice is a list of texts")
         options = " | ".join(json.dumps(each, ensure_ascii=False) for each in spec)
+        options = "".join(c if c.isprintable() or c > "\uffff" else f"\\u{ord(c):04x}" for c in options)
         grammar = guidance.LLMatcher.grammar_from_lark(f"start: {options}")
     elif kind == "regex" and isinstance(spec, str):
         grammar = guidance.LLMatcher.grammar_from_lark(f"start: /{guidance.regex_to_lark(spec, 'd')}/")
