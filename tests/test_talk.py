@@ -26,7 +26,7 @@ class Speller(Marking):
     """A tokenizer with the bytes of its tokens."""
 
     def token_bytes(self, token):
-        letters = self.plain.id_to_token(token)
+        letters = self.plain.id_to_token(token) or ""
         return b"" if token in self.special.values() else bytes(UNSPELLING[letter] for letter in letters)
 
 
