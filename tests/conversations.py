@@ -133,7 +133,9 @@ FORMATS = {
         tools=True,
         pattern=LLAMA3_PATTERN,
     ),
-    "qwen2.5": Format(QWEN25, ("<|endoftext|>", "<|im_start|>", "<|im_end|>"), ("<|im_end|>",), None, True, LLAMA3_PATTERN),
+    "qwen2.5": Format(
+        QWEN25, ("<|endoftext|>", "<|im_start|>", "<|im_end|>"), ("<|im_end|>",), None, True, LLAMA3_PATTERN
+    ),
     "zephyr": Format(ZEPHYR, ("<unk>", "<s>", "</s>"), ("</s>",), "<s>"),
     "mistral": Format(MISTRAL, ("<unk>", "<s>", "</s>", "[INST]", "[/INST]"), ("</s>",), "<s>"),
     "own": Format(None, ("<|endoftext|>",), ("<|endoftext|>",), "<|endoftext|>"),
@@ -177,3 +179,27 @@ class Marking:
     def shown(self, ids):
         """The text, special tokens as they are spelled."""
         return self.marked.decode(ids, skip_special_tokens=False)
+
+
+class WithMarks:
+    """A tokenizer of ours, with what a conversation asks of it (until every tokenizer has that itself)."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+        self.special, self.stops = {"<|endoftext|>": tokenizer.eot}, (tokenizer.eot,)
+
+    def __getattr__(self, name):
+        return getattr(self.tokenizer, name)
+
+    def encode_marked(self, text):
+        first, *rest = (self.tokenizer.encode(part).tolist() for part in text.split("<|endoftext|>"))
+        return first + [token for part in rest for token in (self.tokenizer.eot, *part)]
+
+
+def with_marks():
+    """Have the verbs' tokenizers read marked text."""
+    from nomoat import verbs
+    from nomoat.data.tokenizer import Tokenizer
+
+    inner = verbs.spelling
+    return inner if hasattr(Tokenizer, "encode_marked") else lambda run: WithMarks(inner(run))

@@ -183,7 +183,9 @@ def test_a_template_that_drops_old_thoughts_learns_the_last_turn_only_where_it_s
 
 
 def test_a_token_that_would_reach_across_the_end_of_a_prompt_is_cut():
-    chat = Chat("{% for m in messages %}{{ m.role }}:{{ m.content }};{% endfor %}{{ 'assistant:' if add_generation_prompt }}")
+    chat = Chat(
+        "{% for m in messages %}{{ m.role }}:{{ m.content }};{% endfor %}{{ 'assistant:' if add_generation_prompt }}"
+    )
     tokenizer = Marking(("<e>",), ("<e>",))
 
     class Greedy:
@@ -218,7 +220,9 @@ def test_a_run_without_a_template_has_a_plain_one(tmp_path):
     held = {"template": None, "bos": "<s>", "eos": "</s>", "stops": [], "add_bos": True}
     (tmp_path / "chat.json").write_text(json.dumps(held))
     assert Chat.of(tmp_path).own
-    assert Chat.of(tmp_path).render(TALK[:2], answer=False) == "<s>User: What is 2 + 2?\n\nAssistant: It is four.</s>\n\n"
+    assert (
+        Chat.of(tmp_path).render(TALK[:2], answer=False) == "<s>User: What is 2 + 2?\n\nAssistant: It is four.</s>\n\n"
+    )
     (tmp_path / "chat.json").write_text(json.dumps({**held, "add_bos": False}))
     assert Chat.of(tmp_path).render(TALK[:1]).startswith("User:")
 
@@ -246,6 +250,16 @@ def test_a_chat_json_that_cannot_be_read_says_so(tmp_path, text):
 def test_messages_that_are_none(messages):
     with pytest.raises(ConfigError):
         made("smollm2")[0].render(messages)
+
+
+def test_what_nests_too_deep_is_an_error_in_words():
+    chat, tokenizer = made("qwen2.5")
+    for depth in (300, 100_000):
+        tool: dict = {}
+        for _ in range(depth):
+            tool = {"x": tool}
+        with pytest.raises(ConfigError, match="cannot be read"):
+            chat.tokens(TALK[:1], tokenizer, [tool])
 
 
 def test_a_template_says_what_it_does_not_take():

@@ -19,7 +19,22 @@ from nomoat.sampling.tokens import SamplingOptions, pick
 
 pytest.importorskip("llguidance")
 
-PIECES = [b'{"', b'": ', b'", "', b'"}', b"true", b"fal", b"null", b", ", b"[]", b"ab", b"abc", "é".encode(), b"12", b"\xe4\xbd"]
+PIECES = [
+    b'{"',
+    b'": ',
+    b'", "',
+    b'"}',
+    b"true",
+    b"fal",
+    b"null",
+    b", ",
+    b"[]",
+    b"ab",
+    b"abc",
+    "é".encode(),
+    b"12",
+    b"\xe4\xbd",
+]
 STOP, OTHER_STOP, SILENT = 256 + len(PIECES), 257 + len(PIECES), 258 + len(PIECES)
 TOKENS = [*(bytes([byte]) for byte in range(256)), *PIECES, b"", b"", b""]
 
@@ -54,9 +69,15 @@ NAMES = st.text(alphabet='abé"\\ {', min_size=1, max_size=4)
 LEAVES = st.one_of(
     st.just({"type": "boolean"}),
     st.just({"type": "null"}),
-    st.builds(lambda low, more: {"type": "integer", "minimum": low, "maximum": low + more}, st.integers(-500, 500), st.integers(0, 900)),
+    st.builds(
+        lambda low, more: {"type": "integer", "minimum": low, "maximum": low + more},
+        st.integers(-500, 500),
+        st.integers(0, 900),
+    ),
     st.builds(lambda most: {"type": "string", "maxLength": most}, st.integers(0, 6)),
-    st.lists(st.one_of(NAMES, st.integers(-9, 9), st.none(), st.booleans()), min_size=1, max_size=3).map(lambda options: {"enum": options}),
+    st.lists(st.one_of(NAMES, st.integers(-9, 9), st.none(), st.booleans()), min_size=1, max_size=3).map(
+        lambda options: {"enum": options}
+    ),
 )
 
 
@@ -95,7 +116,11 @@ def fits(value, schema):
                 and all(fits(item, known[name]) for name, item in value.items())
             )
         case "array":
-            return isinstance(value, list) and len(value) <= schema["maxItems"] and all(fits(item, schema["items"]) for item in value)
+            return (
+                isinstance(value, list)
+                and len(value) <= schema["maxItems"]
+                and all(fits(item, schema["items"]) for item in value)
+            )
         case "integer":
             return type(value) is int and schema["minimum"] <= value <= schema["maximum"]
         case "string":
@@ -123,7 +148,17 @@ def test_everything_drawn_under_a_choice_is_one_of_it(options, seed):
 
 @pytest.mark.parametrize(
     "regex",
-    [r"[a-c]{2,5}", r"(ab|abc)+d", r"\d{4}-\d\d-\d\d", r"x?y?", r"(?i)yes|no", r"[a-zü]{1,3}é", r"\w\s?/\\", r"(a{1,50}){1,3}", r"\"\\\n"],
+    [
+        r"[a-c]{2,5}",
+        r"(ab|abc)+d",
+        r"\d{4}-\d\d-\d\d",
+        r"x?y?",
+        r"(?i)yes|no",
+        r"[a-zü]{1,3}é",
+        r"\w\s?/\\",
+        r"(a{1,50}){1,3}",
+        r"\"\\\n",
+    ],
 )
 def test_everything_drawn_under_a_regex_matches_it(regex):
     for seed in range(20):
@@ -134,8 +169,8 @@ def test_everything_drawn_under_a_regex_matches_it(regex):
 @pytest.mark.parametrize(
     "grammar",
     [
-        'start: sum\nsum: product ("+" product){0,3}\nproduct: NUMBER | "(" NUMBER "-" NUMBER ")"\nNUMBER: /[1-9][0-9]{0,2}/',
-        'root ::= product | product "+" product\nproduct ::= number | "(" number "-" number ")"\nnumber ::= [1-9] [0-9]?',
+        'start: sum\nsum: part ("+" part){0,3}\npart: NUMBER | "(" NUMBER "-" NUMBER ")"\nNUMBER: /[1-9][0-9]{0,2}/',
+        'root ::= part | part "+" part\npart ::= number | "(" number "-" number ")"\nnumber ::= [1-9] [0-9]?',
     ],
 )
 def test_everything_drawn_under_a_grammar_parses(grammar):
@@ -151,11 +186,19 @@ def test_a_json_object_is_an_object_on_one_line():
         assert constraint.allowed()[token]
         constraint.advance(token)
     assert constraint.done
-    for wrong in (b"[", b"1", b'{\n', b'{"a":1', b"{ "):
+    for wrong in (b"[", b"1", b"{\n", b'{"a":1', b"{ "):
         constraint = compile_constraint("json_object", None, vocabulary())
         with pytest.raises(NomoatError, match="may not follow"):
             for token in wrong:
                 constraint.advance(token)
+
+
+def test_a_long_text_that_must_follow_is_followed_at_once():
+    text = "the quick brown é fox " * 500
+    constraint = compile_constraint("choice", [text], vocabulary())
+    start = time.perf_counter()
+    assert written(constraint, 0, most=20_000).decode() == text
+    assert time.perf_counter() - start < 5
 
 
 def test_both_ends_are_allowed_where_the_text_may_end():
@@ -274,7 +317,9 @@ def test_no_regex_explodes(regex):
 
 def test_too_little_work_allowed_is_an_error_in_words():
     with pytest.raises(NomoatError) as error:
-        constraint = compile_constraint("regex", r"(\w+ ?){100,200}é{100}", vocabulary(), Limits(compile_work=10, step_work=1))
+        constraint = compile_constraint(
+            "regex", r"(\w+ ?){100,200}é{100}", vocabulary(), Limits(compile_work=10, step_work=1)
+        )
         for _ in range(100):
             constraint.allowed()
             constraint.advance(ord("a"))
@@ -284,7 +329,9 @@ def test_too_little_work_allowed_is_an_error_in_words():
 def test_a_vocabulary_that_cannot_spell_it_says_so():
     letters = [letter.encode() for letter in 'abcdefgh"{}:, 0123456789'] + [b""]
     small = Vocabulary.of(letters, [len(letters) - 1])
-    constraint = compile_constraint("json_schema", {"type": "object", "properties": {"xyz": {}}, "required": ["xyz"]}, small)
+    constraint = compile_constraint(
+        "json_schema", {"type": "object", "properties": {"xyz": {}}, "required": ["xyz"]}, small
+    )
     constraint.advance(letters.index(b"{"))
     with pytest.raises(NomoatError, match="no token spells"):
         while True:
@@ -309,7 +356,12 @@ def test_the_mask_of_a_large_vocabulary_takes_little_time(shared):
         pytest.skip("needs GPT-2's vocabulary")
     tokenizer = gpt2(folder / "gpt2-encoder.json", folder / "gpt2-vocab.bpe")
     large = Vocabulary.of(tokenizer.tokens, [tokenizer.eot])
-    schema = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"], "additionalProperties": False}
+    schema = {
+        "type": "object",
+        "properties": {"name": {"type": "string"}},
+        "required": ["name"],
+        "additionalProperties": False,
+    }
     constraint = compile_constraint("json_schema", schema, large)
     times = []
     for token in tokenizer.encode('{"name": "Bob the builder builds"}').tolist():

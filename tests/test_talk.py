@@ -225,12 +225,19 @@ def test_an_answer_ends_at_a_stop_string_at_its_length_and_at_the_end_of_the_con
 
 def test_undo_takes_the_last_message_and_its_answer_back():
     talk = talking(system="s")
-    assert talk.undo() is None
+    with pytest.raises(ConfigError, match="nothing to take back"):
+        talk.undo()
     assert [*talk.say("one")]
     assert [*talk.say("two")]
     assert talk.undo() == "two"
     assert [message["content"] for message in talk.messages] == ["s", "one", "Reply 1."]
     assert "".join(talk.say("three")) == "Reply 2."
+    assert "".join(talk.say(None, 1)) == "Reply 2."
+    assert [message["content"] for message in talk.messages[-2:]] == ["three", "Reply 2."]
+    talk.model.at_each = lambda count: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        [*talk.say(None)]
+    assert talk.messages[-1]["content"] == "Reply 2."
 
 
 def test_characters_of_several_tokens_come_whole_and_leading_space_goes():

@@ -73,7 +73,9 @@ HOSTILE = {
     "a dict that is changed": "{{ messages[0].update({'role': 'x'}) }}",
     "another file": "{% include '/etc/passwd' %}",
     "a module": "{% import 'os' as os %}",
-    "a hidden meter": "{% set environment = 1 %}{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+    "a hidden meter": (
+        "{% set environment = 1 %}{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    ),
 }
 MESSAGES = [{"role": "user", "content": "hello"}]
 
@@ -95,23 +97,34 @@ def rendered(source, **values):
     return Template(source).render({"messages": MESSAGES, **values})
 
 
-def test_what_templates_of_chats_use_works():
-    assert rendered("{% for m in messages %}\n  {% if true %}\nx\n  {% endif %}\n{% endfor %}\n") == "x\n"
-    assert rendered("{{ {'a': '<é>'} | tojson }}") == '{"a": "<é>"}'
-    assert rendered("{{ {'b': [1], 'a': none} | tojson(indent=2, sort_keys=True) }}").startswith('{\n  "a": null')
-    assert rendered("{% for i in range(9) %}{% if i == 2 %}{% continue %}{% endif %}{% if i > 3 %}{% break %}{% endif %}{{ i }}{% endfor %}") == "013"
-    assert rendered("{% set ns = namespace(n=0) %}{% for i in [1, 2] %}{% set ns.n = ns.n + i %}{% endfor %}{{ ns.n }}") == "3"
-    assert rendered("{% generation %}a{{ 1 }}{% endgeneration %}b") == "a1b"
-    assert rendered("{{ messages[0].content.split('l') | join('-') }} {{ ', '.join(['a', 'b']) }}") == "he--o a, b"
-    assert rendered("{% for k, v in messages[0].items() %}{{ k }}={{ v }};{% endfor %}") == "role=user;content=hello;"
-    assert rendered("{% for k, v in messages[0] | items %}{{ k }};{% endfor %}") == "role;content;"
-    assert rendered("{{ messages[::-1][0]['content'] | upper }}{{ messages[-1:] | length }}") == "HELLO1"
-    assert rendered("{{ 'x' is in ['x'] }} {{ y is defined }} {{ messages is sequence }} {{ 1 if y else 2 }}") == "True False True 2"
-    assert rendered("{% macro m(a, b=[1]) %}{{ a }}{{ b }}{{ caller() if caller }}{% endmacro %}{% call m('x') %}y{% endcall %}") == "x[1]y"
-    assert rendered("{{ 'a' ~ 1 ~ none }} {{ 'ab' * 2 }} {{ 7 // 2 }} {{ 2 ** 10 }} {{ '<b>' | safe }}") == "a1None abab 3 1024 <b>"
-    assert rendered("{{ messages | selectattr('role', 'equalto', 'user') | map(attribute='content') | list }}") == "['hello']"
-    assert rendered("{% set a, b = 1, 2 %}{{ a + b }}{% for x, y in [(1, 2)] %}{{ x }}{{ y }}{% endfor %}") == "312"
-    assert len(rendered("{{ strftime_now('%Y-%m-%d') }}")) == 10
+WORKING = [
+    ("{% for m in messages %}\n  {% if true %}\nx\n  {% endif %}\n{% endfor %}\n", "x\n"),
+    ("{{ {'a': '<é>'} | tojson }}", '{"a": "<é>"}'),
+    ("{{ {'b': [1], 'a': none} | tojson(indent=1, sort_keys=True) }}", '{\n "a": null,\n "b": [\n  1\n ]\n}'),
+    ("{% for i in range(9) %}{% if i == 2 %}{% continue %}{% endif %}{{ i }}{% endfor %}", "01345678"),
+    (
+        "{% for i in range(9) if i > 2 %}{% if i == 5 %}{% break %}{% endif %}{{ loop.index }}{{ i }}{% endfor %}",
+        "1324",
+    ),
+    ("{% set ns = namespace(n=0) %}{% for i in [1, 2] %}{% set ns.n = ns.n + i %}{% endfor %}{{ ns.n }}", "3"),
+    ("{% generation %}a{{ 1 }}{% endgeneration %}b", "a1b"),
+    ("{{ messages[0].content.split('l') | join('-') }} {{ ', '.join(['a', 'b']) }}", "he--o a, b"),
+    ("{% for k, v in messages[0].items() %}{{ k }}={{ v }};{% endfor %}", "role=user;content=hello;"),
+    ("{% for k, v in messages[0] | items %}{{ k }};{% endfor %}", "role;content;"),
+    ("{{ messages[::-1][0]['content'] | upper }}{{ messages[-1:] | length }}", "HELLO1"),
+    ("{{ 'x' is in ['x'] }} {{ y is defined }} {{ messages is sequence }} {{ 1 if y else 2 }}", "True False True 2"),
+    ("{% macro m(a, b=[1]) %}{{ a }}{{ b }}{{ caller() }}{% endmacro %}{% call m('x') %}y{% endcall %}", "x[1]y"),
+    ("{{ 'a' ~ 1 ~ none }} {{ 'ab' * 2 }} {{ 7 // 2 }} {{ 2 ** 10 }} {{ '<b>' | safe }}", "a1None abab 3 1024 <b>"),
+    ("{{ messages | selectattr('role', 'equalto', 'user') | map(attribute='content') | list }}", "['hello']"),
+    ("{% set a, b = 1, 2 %}{{ a + b }}{% for x, y in [(1, 2)] %}{{ x }}{{ y }}{% endfor %}", "312"),
+    ("{{ messages[0].content.replace('l', 'L', 1) | replace('o', '0') }}{{ messages[0].get('x', 3) }}", "heLl03"),
+    ("{{ strftime_now('%Y') | length }}{{ dict(a=1).a }}", "41"),
+]
+
+
+@pytest.mark.parametrize(("source", "expected"), WORKING, ids=range(len(WORKING)))
+def test_what_templates_of_chats_use_works(source, expected):
+    assert rendered(source) == expected
 
 
 def test_a_long_conversation_is_within_the_limits():

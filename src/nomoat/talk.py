@@ -32,11 +32,9 @@ class Answer:
     Args:
         text: without what ended it.
         reason: `end`, `stop` (a stop string), `length` or `cancelled`.
-        reused: tokens of the prompt that the memory held already.
-        read: the other tokens of the prompt.
+        reused, read: tokens of its prompt that the memory held already, and the others.
         written: tokens drawn.
-        first_seconds: until the first of them.
-        seconds: from the first to the last.
+        first_seconds, seconds: until the first of them, and from the first to the last.
         dropped: messages that were forgotten to make room.
     """
 
@@ -62,12 +60,11 @@ class Talk:
         model: read in eval mode.
         tokenizer: its tokenizer.
         chat: its template.
-        options: how answers are drawn; may be changed between them.
+        options: how answers are drawn.
         system: what the model is told beforehand.
 
-    Attributes:
-        messages: all that was said, dicts of `role` and `content`; may be changed between answers.
-        answers: what each answer came to.
+    `messages`, dicts of `role` and `content`, and `options` may be changed between answers; `answers` is what each
+    came to.
     """
 
     def __init__(
@@ -86,33 +83,37 @@ class Talk:
         turns = [message for message in self.messages if message["role"] != "system"]
         self.messages = ([{"role": "system", "content": system}] if system else []) + turns
 
-    def undo(self) -> str | None:
-        """Take the last message of the user back, and what followed it; returns it, None where there is none."""
-        last = max((number for number, message in enumerate(self.messages) if message["role"] == "user"), default=None)
-        if last is None:
-            return None
-        text = self.messages[last]["content"]
-        del self.messages[last:]
+    def undo(self) -> str:
+        """Take the last message of the user back, and what followed it; returns it.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        users = [number for number, message in enumerate(self.messages) if message["role"] == "user"]
+        if not users:
+            raise ConfigError("there is nothing to take back", "nothing was said yet", "say something")
+        text = self.messages[users[-1]]["content"]
+        del self.messages[users[-1] :]
         return text
 
     def stop(self) -> None:
         """End the answer that is being written after its present token; from any thread or signal handler."""
         self._stopped = True
 
-    def say(self, text: str, attempt: int = 0) -> Iterator[str]:
-        """Answer `text` piece by piece, always in whole characters; then it is in `messages` and in `answers`.
+    def say(self, text: str | None, attempt: int = 0) -> Iterator[str]:
+        """Answer piece by piece, always in whole characters; then it is in `messages` and in `answers`.
 
         Args:
-            text: what the user says.
+            text: what the user says; None: what was said last, answered anew.
             attempt: another answer for each number.
 
         Raises:
-            ConfigError: it does not fit the context, or the template refuses it; then nothing was said.
+            ConfigError: it does not fit the context, or the template refuses it; then all is as it was before.
         """
         before = [*self.messages]
-        self.messages.append({"role": "user", "content": text})
         try:
-            yield from self._answer(self._prompt(), attempt)
+            self.messages.append({"role": "user", "content": self.undo() if text is None else text})
+            yield from self._answer(attempt)
         except BaseException:  # a memory that was being written is not what it was thought to be
             self.messages, self._memory = before, None
             raise
@@ -136,8 +137,9 @@ class Talk:
     def _context(self) -> int:
         return int(self.model.config.context_length)  # type: ignore[attr-defined]
 
-    def _answer(self, prompt: list[int], attempt: int) -> Iterator[str]:
+    def _answer(self, attempt: int) -> Iterator[str]:
         start = first = time.perf_counter()
+        prompt = self._prompt()
         options, outlet, self._stopped = self.options, Outlet((*self.options.stop, *self.chat.stop)), False
         chance = generator(options.seed, "turn", len(self.messages), attempt)
         text, written, reason = "", 0, "length"

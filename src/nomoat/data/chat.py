@@ -2,7 +2,7 @@ r"""A conversation as the tokens that a model was taught to read: one function f
 
     messages -> covered -> template -> text -> cut at special tokens -> ids, learn
                    |                     \-> what the assistant says: all that follows the prompt of its turn
-                   a mark over each character with which a user could spell a special token
+                   a mark over each character with which a user could begin a special token
 
 Special tokens come from the template alone. A conversation's tokens begin with the prompt of each of its turns, by
 construction: where a token would reach across the end of a prompt, it is cut there.
@@ -13,10 +13,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, reduce
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -30,12 +30,13 @@ OWN = (
     "{{ 'Assistant:' if add_generation_prompt }}"
 )
 """For a model that came without a template: who speaks, and what, as plays are printed."""
+DEEPEST = 100
 
 Messages = Sequence[Mapping[str, Any]]
 
 
 class Marked(Protocol):
-    """What a conversation needs of a tokenizer; said in data/tokenizer.py."""
+    """What a conversation needs of a tokenizer; see data/tokenizer.py."""
 
     @property
     def special(self) -> Mapping[str, int]: ...
@@ -160,9 +161,7 @@ def _plain(messages: Messages, tools: Messages | None) -> tuple[list[Any], Any]:
                     function["arguments"] = json.loads(arguments)
     except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
         why = f"{type(error).__name__}: {error}"
-        raise ConfigError(
-            "these messages cannot be read", why, 'a message is {"role": "user", "content": "..."}'
-        ) from None
+        raise ConfigError("these messages cannot be read", why, 'one is {"role": "user", "content": "..."}') from None
     if not turns:
         raise ConfigError("a conversation without messages", fix="give at least one")
     return turns, known
@@ -178,40 +177,25 @@ def _sections(
     origin = place = 0
     given: list[int] = []  # tokens of text[origin:place]
     for end in sorted({*cuts, *ends, len(text)} - {0}):
-        while True:
-            origin, given = (place, []) if place in cuts else (origin, given)
-            encode = tokenizer.encode if origin in spelled else tokenizer.encode_marked
-            whole = np.asarray(encode(text[origin:end])).tolist()
-            if whole[: len(given)] == given:
-                break
+        origin, given = (place, []) if place in cuts else (origin, given)
+        whole = _read(text, origin, end, spelled, tokenizer)
+        if whole[: len(given)] != given:
             origin, given = place, []
+            whole = _read(text, origin, end, spelled, tokenizer)
         yield place, whole[len(given) :]
         given, place = whole, end
 
 
-class _Words(NamedTuple):
-    """The spellings of the special tokens: one, one anywhere, proper beginnings, proper ends, the longest."""
-
-    one: re.Pattern[str]
-    anywhere: re.Pattern[str]
-    heads: frozenset[str]
-    tails: frozenset[str]
-    longest: int
-
-
-@lru_cache(maxsize=16)
-def _words(special: tuple[str, ...]) -> _Words:
-    one = "|".join(re.escape(word) for word in sorted(special, key=len, reverse=True)) or "(?!)"
-    cuts = [(word[:at], word[at:]) for word in special for at in range(1, len(word))]
-    # Letters alone are no beginning: a text that ends in `m` would be suspect for some `madeupword`.
-    heads, tails = (frozenset(part for part in parts if not part.isalnum()) for parts in zip(*cuts, strict=True))
-    return _Words(re.compile(one), re.compile(f"(?={one})"), heads, tails, max(map(len, special), default=0))
+def _read(text: str, start: int, end: int, spelled: set[int], tokenizer: Marked) -> list[int]:
+    encode = tokenizer.encode if start in spelled else tokenizer.encode_marked
+    return np.asarray(encode(text[start:end])).tolist()
 
 
 class _Cover:
-    """Puts a mark over each character with which a user's text could begin or end a special token, and lifts it.
+    """Puts a mark over each character with which a user's text begins a special token, and lifts it.
 
-    The template sees the marks, characters that nobody uses: what it then spells itself is a special token.
+    The template sees the marks, characters that nobody uses: what it then spells itself is a special token. A text that
+    ends within one is marked too, for the next could go on with it.
 
     Args:
         special: the spellings.
@@ -219,39 +203,44 @@ class _Cover:
     """
 
     def __init__(self, special: tuple[str, ...], taken: str) -> None:
-        self.words, self.marks = _words(special), dict[str, str]()
+        self.spelled, self.begun = _patterns(special)
+        self.marks: dict[str, str] = {}
         self.free = (letter for letter in map(chr, range(0xF0000, 0xFFFFE)) if letter not in taken)
 
-    def __call__(self, value: Any) -> Any:
+    def __call__(self, value: Any, depth: int = 0) -> Any:
+        if depth > DEEPEST:
+            raise ConfigError("these messages cannot be read", f"they nest deeper than {DEEPEST} levels")
         if isinstance(value, dict):
-            return {self(name): self(item) for name, item in value.items()}
+            return {name if name.isidentifier() else self(name): self(item, depth + 1) for name, item in value.items()}
         if isinstance(value, list):
-            return [self(item) for item in value]
-        return self._text(value) if isinstance(value, str) else value
+            return [self(item, depth + 1) for item in value]
+        return self.begun.sub(self._mark, value) if isinstance(value, str) else value
 
-    def _text(self, text: str) -> str:
-        begin, end, sizes = len(text) - len(text.lstrip()), len(text.rstrip()), range(1, self.words.longest)
-        places = {found.start() for found in self.words.anywhere.finditer(text)}
-        places |= {end - size for size in sizes if size <= end and text[end - size : end] in self.words.heads}
-        places |= {begin for size in sizes if text[begin : begin + size] in self.words.tails}
-        letters = list(text)
-        for place in places:
-            if letters[place] not in self.marks:
-                self.marks[letters[place]] = next(self.free)
-            letters[place] = self.marks[letters[place]]
-        return "".join(letters)
+    def _mark(self, found: re.Match[str]) -> str:
+        if found[0] not in self.marks:
+            self.marks[found[0]] = next(self.free)
+        return self.marks[found[0]]
 
     def lift(self, covered: str) -> tuple[str, list[tuple[int, int]], set[int]]:
         """The text, where the template's special tokens start and end, and where a user's text spells one."""
-        marks = set(self.marks.values())
         text = covered.translate({ord(mark): letter for letter, mark in self.marks.items()})
-        under = {place for place, letter in enumerate(covered) if letter in marks} if marks else set()
         specials, spelled, at = [], set(), 0
-        while found := self.words.one.search(text, at):
-            if under.isdisjoint(range(*found.span())):
-                specials.append(found.span())
-                at = found.end()
+        while found := self.spelled.search(text, at):
+            start, end = found.span()
+            if covered[start:end] == found[0]:
+                specials.append((start, end))
+                at = end
             else:
-                spelled.add(found.start())
-                at = found.start() + 1
+                spelled.add(start)
+                at = start + 1
         return text, specials, spelled
+
+
+@lru_cache(maxsize=16)
+def _patterns(special: tuple[str, ...]) -> tuple[re.Pattern[str], re.Pattern[str]]:
+    """A special token; and the first character of one that is whole or, but for white space, reaches the text's end."""
+    words = [[*map(re.escape, word)] for word in sorted(special, key=len, reverse=True)] or [["(?!)"]]
+    begun = [reduce(lambda rest, letter: rf"{letter}(?:\s*\Z|{rest})", reversed(word[:-1]), word[-1]) for word in words]
+    first = "|".join({word[0] for word in words})  # looked for first: it is rare, and there may be hundreds of words
+    one = "|".join(map("".join, words))
+    return re.compile(one), re.compile(rf"(?={first})(?={'|'.join(begun)}).", re.DOTALL)

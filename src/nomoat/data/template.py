@@ -2,10 +2,9 @@
 
     source -> tree, with a meter in loops, comparisons and containers -> code -> text, or an error in words
 
-Jinja's sandbox keeps a template from Python's insides, not from `range(10 ** 9)` or a string doubled forty times. So
+Jinja's sandbox keeps a template from Python's insides, not from `range(10 ** 9)` or a string doubled forty times: so
 its time, and the characters and items that it makes, are metered, and only harmless methods and filters are there.
-Otherwise it sees what transformers gives it: trim_blocks, lstrip_blocks, loopcontrols, `tojson`, `raise_exception`,
-`strftime_now` and the tag `generation`.
+Otherwise it sees what transformers gives it: trim_blocks, lstrip_blocks, loopcontrols, `tojson` and so on.
 """
 
 from __future__ import annotations
@@ -31,10 +30,10 @@ from jinja2.visitor import NodeTransformer
 from nomoat.core.errors import ConfigError, DataError, NomoatError
 
 SOURCE, MADE, SECONDS = 200_000, 20_000_000, 2.0
-"""Most characters of a template; most characters and items that one rendering makes; most seconds that it takes."""
+"""Most characters of a template; most characters and items that a rendering makes; most seconds that it takes."""
 LARGEST_POWER, INTEGER_BITS, INDENT = 64, 4096, 32
 
-# Of strings, numbers, lists and dicts only what makes little of little may be called: `center` is not among it.
+# What makes little of little: `center`, `format` and `to_bytes` are not among it.
 METHODS = set(
     """strip lstrip rstrip split rsplit splitlines partition rpartition startswith endswith removeprefix removesuffix
     upper lower title capitalize replace find rfind index rindex count join isalpha isdigit isalnum isspace isupper
@@ -46,35 +45,30 @@ FILTERS = set(
     wordcount""".split()  # noqa: SIM905
 )
 
-
-class _Meter:
-    def __init__(self) -> None:
-        self.left, self.until = MADE, time.monotonic() + SECONDS
-
-    def spend(self, amount: int) -> None:
-        self.left -= amount
-        if self.left < 0:
-            raise _excess(f"it makes more than {MADE:,} characters and items")
-        if time.monotonic() > self.until:
-            raise _excess(f"it takes more than {SECONDS:g} seconds")
-
-
-_meter: ContextVar[_Meter] = ContextVar("_meter")
+_meter: ContextVar[list[float]] = ContextVar("_meter")  # what may still be made, and until when
 
 
 def _excess(why: str) -> DataError:
     return DataError("the chat template does what a template may not", why, "use another template: chat.json has it")
 
 
+def _spend(amount: int) -> None:
+    meter = _meter.get()
+    meter[0] -= amount
+    if meter[0] < 0:
+        raise _excess(f"it makes more than {MADE:,} characters and items")
+    if time.monotonic() > meter[1]:
+        raise _excess(f"it takes more than {SECONDS:g} seconds")
+
+
 def _metered(value: Any) -> Any:
     """`value`, with all that it holds spent (twice what it holds twice); what comes item by item becomes a list."""
-    meter = _meter.get()
     if isinstance(value, Iterator):
-        value = [*islice(value, meter.left + 1)]
+        value = [*islice(value, MADE)]
     waiting = [value]
     while waiting:
         item = waiting.pop()
-        meter.spend(1 + (len(item) if isinstance(item, str | range) else 0))
+        _spend(1 + (len(item) if isinstance(item, str | range) else 0))
         if isinstance(item, int) and item.bit_length() > INTEGER_BITS:
             raise _excess("it counts beyond all bounds")
         if isinstance(item, Mapping):
@@ -111,7 +105,7 @@ def _call(name: str, *arguments: nodes.Expr) -> nodes.Call:
 
 
 class _Generation(Extension):
-    """`{% generation %}` marks what the model says. `data/chat.py` finds that in any template; here it adds nothing."""
+    """`{% generation %}` marks what the model says; `data/chat.py` finds that in any template, so it adds nothing."""
 
     tags = {"generation"}  # noqa: RUF012
 
@@ -139,7 +133,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         }
 
     def tick(self, value: Any) -> Any:
-        _meter.get().spend(1 + (len(value) if isinstance(value, str | list | tuple) else 0))
+        _spend(1 + (len(value) if isinstance(value, str | list | tuple) else 0))
         return value
 
     def hold(self, value: Any) -> Any:
@@ -160,10 +154,9 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             raise SecurityError("a string is formatted with %")
         if operator == "**" and not (isinstance(right, int | float) and abs(right) <= LARGEST_POWER):
             raise _excess(f"it raises to a power above {LARGEST_POWER}")
-        if operator == "*":
-            for some, times in ((left, right), (right, left)):
-                if isinstance(some, str | list | tuple) and isinstance(times, int):
-                    _meter.get().spend(len(some) * max(0, times))
+        for some, times in ((left, right), (right, left)) if operator == "*" else ():
+            if isinstance(some, str | list | tuple) and isinstance(times, int):
+                _spend(len(some) * max(0, times))
         return _metered(super().call_binop(context, operator, left, right))
 
     def call(__self, __context: Context, __obj: Any, *values: Any, **named: Any) -> Any:  # noqa: N805
@@ -176,11 +169,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
 
 def _metering(function: Callable[..., Any]) -> Callable[..., Any]:
-    @wraps(function)
-    def metering(*values: Any, **named: Any) -> Any:
-        return _metered(function(*values, **named))
-
-    return metering
+    return wraps(function)(lambda *values, **named: _metered(function(*values, **named)))
 
 
 def _refuse(message: object) -> None:
@@ -197,21 +186,18 @@ def _tojson(value: Any, ensure_ascii: bool = False, indent: Any = None, separato
 
 def _replace(text: Any, old: Any, new: Any, count: int | None = None) -> str:
     text, old, new = str(text), str(old), str(new)
-    _meter.get().spend(len(text) + text.count(old) * len(new))
+    _spend(len(text) + text.count(old) * len(new))
     return text.replace(old, new, -1 if count is None else count)
 
 
 def _join(items: Any, between: Any = "") -> str:
     texts = [*map(str, items)]
-    _meter.get().spend(sum(map(len, texts)) + len(str(between)) * len(texts))
+    _spend(sum(map(len, texts)) + len(str(between)) * len(texts))
     return str(between).join(texts)
 
 
 class Template:
     """A template, read once and rendered as often as one likes, by any thread.
-
-    Args:
-        source: Jinja.
 
     Raises:
         DataError: it is too long, no Jinja, or already costs too much to be read.
@@ -237,7 +223,7 @@ class Template:
 
 @contextmanager
 def _watched() -> Iterator[None]:
-    token = _meter.set(_Meter())
+    token = _meter.set([MADE, time.monotonic() + SECONDS])
     try:
         yield
     except NomoatError:

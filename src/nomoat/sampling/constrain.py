@@ -27,24 +27,23 @@ from nomoat.core.errors import ConfigError, NomoatError
 Kind = Literal["choice", "regex", "json_schema", "json_object", "grammar"]
 KEPT = 64
 """Compiled constraints that a vocabulary keeps."""
+SPELLED = 16
+"""Tokens that are spelled ahead of a text that must follow; only the first counts."""
 ONE_LINE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
 class Constraint(Protocol):
-    """What may follow a text."""
+    """What may follow a text. `allowed` and `advance` raise a NomoatError where nothing can, or the token may not.
+
+    `done`: the text is whole, nothing but its end may follow. `allowed`: True [V] where a token may follow, at least
+    one unless `done`; None: any may. `advance` takes in the token that was drawn; `fork` is a copy at the same place.
+    """
 
     @property
-    def done(self) -> bool:
-        """Whether the text is whole and nothing but its end may follow."""
-
-    def allowed(self) -> Tensor | None:
-        """True [V] where a token may follow, at least one unless `done`; None: any may."""
-
-    def advance(self, token: int) -> None:
-        """Take in the token that was drawn."""
-
-    def fork(self) -> Constraint:
-        """A copy at the same place, which goes its own way."""
+    def done(self) -> bool: ...
+    def allowed(self) -> Tensor | None: ...
+    def advance(self, token: int) -> None: ...
+    def fork(self) -> Constraint: ...
 
 
 @dataclass(frozen=True)
@@ -52,10 +51,8 @@ class Limits:
     """What a constraint may cost.
 
     Args:
-        characters: of the specification.
-        depth: levels of a schema.
-        compile_work: for the first states of its automata; about 50,000 take a millisecond.
-        step_work: for one token; about 15,000 take a millisecond.
+        characters, depth: length of a specification, levels of a schema.
+        compile_work, step_work: for its first states and for one token; some 50,000 and 15,000 take a millisecond.
     """
 
     characters: int = 100_000
@@ -66,18 +63,11 @@ class Limits:
 
 @dataclass(eq=False)
 class Vocabulary:
-    """The tokens of a model as they are matched: made once a model by `of`, kept by the caller.
-
-    Args:
-        size: V.
-        tokens: llguidance's tree of all tokens.
-        whole: whether every byte is a token. Where one cannot be spelled, masks hold tokens that do not fit.
-        compiled: constraints at their beginning, the latest used last.
-    """
+    """The tokens of a model as they are matched: made once a model by `of`, kept by the caller."""
 
     size: int
     tokens: Any
-    whole: bool
+    whole: bool  # every byte is a token; where one cannot be spelled, llguidance's masks hold tokens that do not fit
     compiled: OrderedDict[tuple[Any, ...], _Matched] = field(default_factory=OrderedDict)
     lock: Any = field(default_factory=Lock)
 
@@ -111,10 +101,13 @@ class _Speller:
 
     def __call__(self, text: bytes) -> list[int]:
         found: list[int] = []
-        while text:
-            size = next((size for size in range(self.longest, 0, -1) if text[:size] in self.ids), len(text))
-            found += [self.ids[text[:size]]] if text[:size] in self.ids else []  # else `allowed` finds a dead end
-            text = text[size:]
+        at = 0
+        while at < len(text) and len(found) < SPELLED:
+            size = next((size for size in range(self.longest, 0, -1) if text[at : at + size] in self.ids), 0)
+            if not size:
+                break  # `allowed` comes to a dead end there
+            found.append(self.ids[text[at : at + size]])
+            at += min(size, len(text) - at)
         return found
 
 
