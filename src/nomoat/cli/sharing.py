@@ -76,11 +76,12 @@ def quantize(output: Output, run: str, text: str | None, bits: str) -> None:
         output.result(fields, f"{made.path}\nIt has no tokenizer, so nothing could be measured.")
         return
     before, after = found["before"], found["after"]
-    lost = after["bits_per_byte"] - before["bits_per_byte"]
-    lines = f"""Your model: {made.path}
-
-                    before     {bits} bits
-bits per byte      {before["bits_per_byte"]:7.4f}    {after["bits_per_byte"]:7.4f}   ({lost:+.4f}, on {found["measured_on"]})
-weights            {size(before["bytes"]):>7}    {size(after["bytes"]):>7}
-tokens a second    {before["tokens_per_second"]:7.0f}    {after["tokens_per_second"]:7.0f}   (one text at a time, native code where it can)"""
+    table = [f"Your model: {made.path}", "", f"{'':18}{'before':>10}{bits + ' bits':>10}   on {found['measured_on']}"]
+    for label, key, shown in (
+        ("bits per byte", "bits_per_byte", "{:.4f}".format),
+        ("weights", "bytes", size),
+        ("tokens a second", "tokens_per_second", "{:.0f}".format),
+    ):
+        table.append(f"{label:<18}{shown(before[key]):>10}{shown(after[key]):>10}")
+    lines = "\n".join(table)
     output.result({**fields, **{key: found[key] for key in ("before", "after", "measured_on")}}, lines)

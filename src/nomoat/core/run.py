@@ -331,7 +331,7 @@ def load(
 
 
 def _filled(recipe: Recipe, parts: Mapping[str, Any] | None, tensors: dict[str, Any]) -> Family:
-    """The recipe's family around these very tensors, in the types that it has itself: nothing is drawn or held twice."""
+    """The recipe's family around these very tensors, in its own types: nothing is drawn, nothing held twice."""
     import torch
 
     with torch.device("meta"):

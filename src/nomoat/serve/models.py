@@ -45,7 +45,7 @@ class Settings:
         idle_minutes: a model that nobody has asked for so long is freed; 0: never.
         deadline_seconds: longest time for one request.
         drain_seconds: how long running answers may go on when the server is told to stop.
-        bits: 32, 16, 8 or 4: the weights' while it runs; None: packed ones as they are, floats in 16 where that is fast.
+        bits: 32, 16, 8 or 4, of the weights while it runs; None: packed ones as they are, floats in 16 where fast.
         device: `auto`, `cpu`, `cuda` or `mps`.
     """
 
