@@ -14,13 +14,15 @@ import torch
 
 from nomoat.core.checkpoint import read_later, write_tensors
 from nomoat.core.errors import DataError, NomoatError
+from nomoat.core.run import load
 from nomoat.families.lm import LM
 from nomoat.hub import blocks, names
 from nomoat.hub.config import write_config
+from nomoat.hub.exporting import export_model
 from nomoat.hub.foreign import open_foreign, open_gguf
 from nomoat.hub.gguf import Made, read_header, write_gguf
 from nomoat.hub.gguf_keys import metadata_of
-from nomoat.hub.quantised import quantised
+from nomoat.hub.importing import import_model
 from nomoat.nn import dialect as dialects
 from nomoat.nn.backbone import Backbone
 
@@ -137,21 +139,19 @@ def tiny_gguf(path, kinds=("F32",), family=TINY):
     return path
 
 
-def test_blocks_come_out_as_they_stand_in_the_file_under_our_names(tmp_path):
-    """Unpacked they are what an import gives: turned rows, joined matrices, a type for each part."""
-    path = tiny_gguf(tmp_path / "c.gguf", ("Q8_0", "Q4_0", "Q4_1", "F16", "Q5_0"))
-    config, pieces = quantised(path)
-    whole = {name: tensor.make() for name, tensor in open_foreign(path).tensors.items()}
-    rebuilt = {name: torch.full_like(tensor, torch.nan, dtype=torch.float32) for name, tensor in whole.items()}
-    kinds = set()
-    for piece in pieces:
-        numbers = torch.from_numpy(blocks.unpack(piece.kind, piece.blocks_RS))
-        target = rebuilt[piece.parameter]
-        target.view(-1, piece.columns)[piece.first_row : piece.first_row + len(numbers)] = numbers
-        kinds.add((piece.parameter.rsplit(".", 2)[-2], piece.kind))
-    assert config == TINY
-    torch.testing.assert_close(rebuilt, {name: tensor.float() for name, tensor in whole.items()}, rtol=0, atol=0)
-    assert len({kind for name, kind in kinds if name == "qkv"}) > 1
+@pytest.mark.parametrize(("kind", "dtype"), [("Q8_0", "q8"), ("Q4_0", "q4")])
+def test_packed_on_the_way_in_they_are_what_stands_in_the_file(tmp_path, kind, dtype):
+    """Blocks that a quantiser made (one weight of each is at the end of the range) are kept to the last bit."""
+    path = tiny_gguf(tmp_path / "c.gguf", ("F32",))
+    tensors = open_foreign(path).tensors
+    made, file = tmp_path / "first", tmp_path / "again.gguf"
+    first = import_model(path, made, dtype=dtype)
+    export_model(first, "gguf", file, "q8_0" if kind == "Q8_0" else "f32")
+    second = import_model(file, tmp_path / "second", dtype=dtype)
+    assert set(open_foreign(file).tensors) == set(tensors)
+    one, other = (load(run).state_dict() for run in (first, second))
+    torch.testing.assert_close(one, other, rtol=0, atol=0)
+    assert first.recipe.family.bits == int(dtype[1])
 
 
 def packed_header(*parts):

