@@ -5,9 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
+import time
+import urllib.request
 import zipfile
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -196,7 +201,7 @@ def test_types_are_kept_and_what_they_cannot_hold_is_refused(saved, tmp_path):
     model, folder = saved("qwen3")
     model.bfloat16().save_pretrained(tmp_path / "half")
     run = import_model(tmp_path / "half")
-    there = {tensor.dtype for tensor in exporting._tensors(run, run.recipe.family).values()}
+    there = {tensor.dtype for tensor in exporting.weights_of(run, run.recipe.family).values()}
     assert there == {torch.bfloat16}
     own = load(run).state_dict()
     assert {tensor.dtype for tensor in own.values()} == {torch.float32}
@@ -253,7 +258,8 @@ def made_here(tmp_path, dialect=dialects.OURS, **fields):
     from nomoat.data.files import Files
 
     tokenizer = train_bpe(["the cat sat on the mat. the dog ran in the rain. " * 40], 300)
-    family = LM(tokenizer.vocab_size, 64, Backbone(width=64, depth=2, heads=1, dialect=dialect, **fields))
+    sizes = {"width": 64, "depth": 2, "heads": 1, "dialect": dialect, **fields}
+    family = LM(tokenizer.vocab_size, 64, Backbone(**sizes))
     run = Run.create(None, "own", Recipe("Ours.", family, Files(), Budget.parse("1steps"), 1))
     generator = torch.Generator().manual_seed(0)
     weights = {name: torch.randn(tensor.shape, generator=generator) * 0.2 + ("norm" in name)
@@ -299,6 +305,59 @@ def test_a_run_that_other_programs_cannot_open_is_not_exported(tmp_path):
     with pytest.raises(ConfigError, match="a window of 8"):
         export_model(window, "gguf", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+LLAMA_CPP = {
+    "ours": {},
+    "llama": {"dialect": dialects.LLAMA, "heads": 2, "kv_heads": 1},
+    "llama-biased": {"dialect": replace(dialects.LLAMA, bias="all"), "heads": 2},
+    "llama3": {"dialect": replace(dialects.LLAMA, rope_scaling=dialects.RopeScaling("llama3", 8.0)), "heads": 2},
+    "yarn": {"dialect": replace(dialects.LLAMA, rope_scaling=dialects.RopeScaling("yarn", 4.0, 16, 1, 32)), "heads": 2},
+    "qwen2": {"dialect": dialects.QWEN2, "heads": 2, "kv_heads": 1},
+    "qwen3": {"dialect": dialects.QWEN3, "heads": 2, "kv_heads": 1, "head_width": 64},
+    "gpt2": {"dialect": dialects.GPT2, "heads": 2, "positions_length": 64},
+    "mamba2": {"dialect": dialects.MAMBA2, "mixers": "mamba", "mamba": dialects.MambaConfig(16, 32, groups=2)},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LLAMA_CPP)
+def test_llama_cpp_says_the_same(name, tmp_path):
+    """Needs a `llama-server` of llama.cpp: on the path, or named by $NOMOAT_LLAMA_SERVER."""
+    program = os.environ.get("NOMOAT_LLAMA_SERVER") or shutil.which("llama-server")
+    if program is None:
+        pytest.skip("there is no llama-server ($NOMOAT_LLAMA_SERVER)")
+    run, tokenizer = made_here(tmp_path, **LLAMA_CPP[name])
+    file = export_model(run, "gguf", tmp_path / "own.gguf")
+    text = "the cat ran in the rain"
+    ids = [tokenizer.eot, *tokenizer.encode(text).tolist()]
+    with socket.create_server(("127.0.0.1", 0)) as plug:
+        port = plug.getsockname()[1]
+    exact = ("-ctk", "f32", "-ctv", "f32", "-fa", "off", "--no-warmup", "-c", "64", "-np", "1", "-t", "1")
+    server = subprocess.Popen(
+        [program, "-m", str(file), "--host", "127.0.0.1", "--port", str(port), *exact],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+
+    def ask(path, **body):
+        request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", json.dumps(body).encode() if body else None)
+        with urllib.request.urlopen(request) as answer:
+            return json.load(answer)
+
+    try:
+        for _ in range(150):
+            with suppress(OSError):
+                ask("/health")
+                break
+            assert server.poll() is None, "llama.cpp cannot open the file"
+            time.sleep(0.2)
+        assert ask("/tokenize", content=text, add_special=True)["tokens"] == ids
+        said = ask("/completion", prompt=ids, temperature=0, n_predict=40, return_tokens=True, cache_prompt=False)
+    finally:
+        server.terminate()
+        server.wait()
+    assert len(said["tokens"]) >= 20
+    assert said["tokens"] == greedy(run, ids, 40)[: len(said["tokens"])]
 
 
 @pytest.mark.slow

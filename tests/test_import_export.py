@@ -73,7 +73,7 @@ def test_its_card_and_ledger_say_whose_it_is(folder):
     ledger, data = run.read_json("ledger.json"), run.recipe.data
     assert (ledger["licence"], ledger["format"]) == ("MIT", "Hugging Face")
     assert ledger["files"] == {"model.safetensors": data.sha256}
-    assert ledger["source"] == data.source == str(folder.resolve())
+    assert (ledger["source"], data.source) == (folder.name, str(folder.resolve()))
     text = (run.path / "card.md").read_text()
     for part in ("MIT (README.md, line 2", data.sha256, "imported", "Others trained it", "as LlamaForCausalLM"):
         assert part in text
@@ -136,6 +136,10 @@ def test_a_token_that_begins_a_text_is_found_where_it_is_said(folder):
     assert read_vocabulary(folder)[1]["add_bos"] is True
     (folder / "chat_template.jinja").write_text("newer")
     assert read_vocabulary(folder)[1]["template"] == "newer"
+    (folder / "generation_config.json").write_text('{"eos_token_id": [-1, 99999999999999999999, true, "a"]}')
+    assert read_vocabulary(folder)[1]["stops"] == ["<|endoftext|>"]
+    (folder / "tokenizer.json").unlink()
+    assert read_vocabulary(folder) is None
 
 
 def test_the_commands(folder, tmp_path, capfd, monkeypatch):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nomoat.core.errors import DataError
-from nomoat.hub.fields import read_json
+from nomoat.hub.fields import MOST, read_json
 from nomoat.hub.vocabulary import from_sentencepiece
 
 JSON = dict[str, Any]
@@ -22,18 +22,21 @@ def read_vocabulary(folder: Path) -> tuple[str, JSON] | None:
     Raises:
         DataError: one of the files cannot be read.
     """
-    if not (folder / "tokenizer.json").is_file():
-        beside = folder / "tokenizer.model"
-        return from_sentencepiece(beside) if beside.is_file() else None
-    text = json.dumps(read_json(folder / "tokenizer.json"), ensure_ascii=False)
-    settings, marks, generation = (
+    settings, marks, generation, config = (
         read_json(folder / name) if (folder / name).is_file() else {}
-        for name in ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
+        for name in ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "config.json")
     )
+    if not (folder / "tokenizer.json").is_file():
+        if not (folder / "tokenizer.model").is_file():
+            return None
+        text, chat = from_sentencepiece(folder / "tokenizer.model")
+        return text, chat | {"template": _template(folder, settings)}
+    text = json.dumps(read_json(folder / "tokenizer.json"), ensure_ascii=False)
     bos, eos = (_spelled(settings.get(name) or marks.get(name)) for name in ("bos_token", "eos_token"))
-    ids = generation.get("eos_token_id", [])
+    ids = generation.get("eos_token_id") or config.get("eos_token_id")
     reader = _reader(text)
-    ends = [reader.id_to_token(token) for token in (ids if isinstance(ids, list) else [ids]) if type(token) is int]
+    ids = [one for one in (ids if isinstance(ids, list) else [ids]) if type(one) is int and 0 <= one < MOST]
+    ends = [reader.id_to_token(one) for one in ids]
     stops = [word for word in dict.fromkeys((eos, *ends)) if word is not None]
     first = reader.encode("", add_special_tokens=True).tokens[:1]
     chat = {"template": _template(folder, settings), "bos": bos, "eos": eos, "stops": stops}

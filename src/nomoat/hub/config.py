@@ -84,7 +84,7 @@ def _read_llama(fields: Fields, kind: str) -> tuple[int, Backbone]:
         rope_scaling=scaling,
         output=fields.word("tie_word_embeddings", {True: "tied", False: "untied"}, False),
     )
-    head_width = fields.whole("head_dim", 128 if kind == "qwen3" else None)
+    head_width = fields.whole("head_dim", 128 if kind == "qwen3" else None, most=1 << 16)
     return length, Backbone(
         width=width,
         depth=depth,

@@ -42,21 +42,7 @@ def export_model(
 ) -> Path:
     """Write the model of a run for other programs, with its tokenizer, chat template and card.
 
-    Args:
-        run: a run of a language model.
-        to: `hf` (a folder for transformers) or `gguf` (a file for llama.cpp).
-        path: the new folder or file.
-        dtype: `auto` (as the run holds them), `f32`, `f16`, `bf16`, for gguf also `q8_0`.
-        watch: told {"kind": "export", "done", "total"} in bytes.
-
-    Returns:
-        The new folder or file.
-
-    Raises:
-        ConfigError: a form or type that there is not, or a model that other programs cannot open, with the reason.
-        RunError: there is something at `path`, or it cannot be written.
-        CheckpointError: no checkpoint is good.
-        DataError: a weight is too large for the type.
+    Arguments and errors as in `verbs.export`; `watch` is told {"kind": "export", "done", "total"} in bytes.
     """
     opened, target = Run.open(run), Path(path)
     kinds = ("auto", *DTYPES, "q8_0") if to == "gguf" else ("auto", *DTYPES)
@@ -70,20 +56,23 @@ def export_model(
     if target.exists():
         raise RunError(f"there is already something at {target}", "nothing is written over", "name another place")
     fresh = target.with_name(f".{target.name}.tmp")
-    shutil.rmtree(fresh, ignore_errors=True)
+    _remove(fresh)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         (_write_gguf if to == "gguf" else _write_folder)(opened, family, config, fresh, dtype, watch)
         fresh.rename(target)
     except OSError as error:
-        raise RunError(
-            f"{target} cannot be written", str(error), "free some disk space, or name another place"
-        ) from error
+        raise RunError(f"{target} cannot be written", str(error), "free some disk space, or go elsewhere") from error
     finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-        if fresh.exists():
-            fresh.unlink()
+        _remove(fresh)
     return target
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def weights_of(run: Run, family: LM) -> dict[str, Later]:
@@ -147,7 +136,7 @@ def _write_folder(run: Run, family: LM, config: dict[str, Any], folder: Path, dt
         total = sum(tensor.nbytes for tensor in theirs.values())
         written["model.safetensors.index.json"] = {"metadata": {"total_size": total}, "weight_map": table}
     types = {str(tensor.dtype).removeprefix("torch.") for tensor in theirs.values()}
-    written["config.json"] = config | {"dtype": max(types, key=("float16", "bfloat16", "float32").index)}
+    written["config.json"] = config | {"dtype": types.pop() if len(types) == 1 else "float32"}
     for name, content in written.items():
         (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     if (run.path / "card.md").exists():
@@ -189,10 +178,8 @@ def _pad(metadata: dict[str, Any], size: int) -> None:
 
 def _made(name: str, tensor: Later, dtype: str) -> Made:
     """How a tensor is written: vectors and what has no whole number of blocks in a plain type."""
-    held = next(
-        kind for kind, each in {"F32": "f32", "F16": "f16", "BF16": "bf16"}.items() if DTYPES[each] == tensor.dtype
-    )
-    kind = held if dtype == "auto" else dtype.upper()
+    held = next(word for word, each in DTYPES.items() if each == tensor.dtype)
+    kind = (held if dtype == "auto" else dtype).upper()
     if len(tensor.shape) < 2 or any(part in name for part in ALWAYS_F32):
         kind = "F32"
     elif tensor.shape[-1] % FORMATS[kind].count:

@@ -40,23 +40,12 @@ def import_model(
     licence: str | None = None,
     watch: Watch | None = None,
 ) -> Run:
-    """Make a run of a model in another program's format.
+    """Make a run of a model in another program's format; arguments and errors as in `verbs.import_model`.
 
     No more than one tensor is in memory at a time. What the file holds in F32, F16 or BF16 is kept in that type;
     quantised blocks become the very float32 numbers that they stand for. `load` gives float32 in any case.
 
-    Args:
-        path: a GGUF file, a Hugging Face folder (safetensors) or a llama2.c file.
-        root: the folder of runs; None: `runs_root()`.
-        name: of the run, for people; None: the file's.
-        dtype: `auto`; `f32`, `f16` or `bf16` for all weights; `q8` or `q4` for matrices of 8 or 4 bits.
-        licence: SPDX id; None: what the file or what stands beside it says.
-        watch: told {"kind": "import", "done", "total"} in bytes written.
-
-    Raises:
-        DataError, CheckpointError: it cannot be read, or something in it cannot be honoured.
-        ConfigError: no such dtype.
-        RunError: the folder of runs cannot be written.
+    `watch` is told {"kind": "import", "done", "total"} in bytes written.
     """
     known = ("auto", *DTYPES, *PACKED)
     if dtype not in known:
@@ -96,7 +85,13 @@ def _write_words(run: Run, found: Foreign, licence: str | None, hashes: Mapping[
         run.write_text("tokenizer.json", vocabulary[0])
         run.write_json("chat.json", vocabulary[1])
     stated = (licence_id(licence) or licence, "stated with --licence") if licence else found.licence
-    ledger = {**asdict(run.recipe.data), "licence": stated[0], "evidence": stated[1], "files": dict(hashes)}
+    ledger = {
+        **asdict(run.recipe.data),
+        "source": found.path.resolve().name,
+        "licence": stated[0],
+        "evidence": stated[1],
+        "files": dict(hashes),
+    }
     run.write_json("ledger.json", ledger)
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import NamedTuple
 
@@ -179,13 +179,13 @@ class Whole(NamedTuple):
 
 
 def wholes(config: LM, names: Names) -> dict[str, Whole]:
-    """Each parameter of ours, by name.
+    """Each parameter of ours, by name; of a packed model those of the float one that it stands for.
 
     Raises:
         DataError: the architecture has no place for one of them.
     """
     with torch.device("meta"):
-        own = config.build({}).state_dict()
+        own = replace(config, bits=16).build({}).state_dict()
     backbone = config.backbone
     qkv = [size * backbone.head_size for size in (backbone.heads, backbone.groups, backbone.groups)]
     found: dict[str, Whole] = {}
@@ -212,17 +212,14 @@ def read(config: LM, names: Names, theirs: Mapping[str, Later], source: str) -> 
     Raises:
         DataError: tensors and config do not fit together.
     """
-    if config.backbone.depth > min(MOST_LAYERS, len(theirs)):
-        raise DataError(f"{source} says that it has {config.backbone.depth:,} layers", f"and has {len(theirs)} tensors")
+    depth, [(table, _)] = config.backbone.depth, names.theirs("embed.weight")
+    if depth > min(MOST_LAYERS, len(theirs)):
+        raise DataError(f"{source} says that it has {depth:,} layers", f"and has {len(theirs)} tensors")
+    # Held against the file before a network of such sizes is thought out.
+    _check({table: (config.vocab_size, config.backbone.width)}, theirs, source)
     own = wholes(config, names)
     wanted = {part.name: part.shape for whole in own.values() for part in whole.parts}
-    for name, shape in wanted.items():
-        if name not in theirs:
-            raise DataError(f"{source} lacks the tensor `{name}`", "the file is not whole, or not what it says it is")
-        if not theirs[name].dtype.is_floating_point:
-            raise DataError(f"`{name}` of {source} is {theirs[name].dtype}", "its numbers mean something else here")
-        if theirs[name].shape != shape:
-            raise DataError(f"`{name}` of {source} is {theirs[name].shape}", f"what it says of itself asks for {shape}")
+    _check(wanted, theirs, source)
     left = [name for name in theirs if name not in wanted and not re.fullmatch(names.ignored, name)]
     if left:
         raise DataError(
@@ -244,6 +241,17 @@ def read(config: LM, names: Names, theirs: Mapping[str, Later], source: str) -> 
         dtype = reduce(torch.promote_types, dtypes)  # the type that holds them all exactly
         ours[parameter] = Later(whole.shape, dtype, joining(whole.parts, dtype))
     return ours
+
+
+def _check(wanted: Mapping[str, tuple[int, ...]], theirs: Mapping[str, Later], source: str) -> None:
+    """Refuse a file that lacks a tensor, or has it in other sizes or with other numbers."""
+    for name, shape in wanted.items():
+        if name not in theirs:
+            raise DataError(f"{source} lacks the tensor `{name}`", "the file is not whole, or not what it says it is")
+        if not theirs[name].dtype.is_floating_point:
+            raise DataError(f"`{name}` of {source} is {theirs[name].dtype}", "its numbers mean something else here")
+        if theirs[name].shape != shape:
+            raise DataError(f"`{name}` of {source} is {theirs[name].shape}", f"what it says of itself asks for {shape}")
 
 
 def write(config: LM, names: Names, ours: Mapping[str, Later]) -> dict[str, Later]:
