@@ -235,7 +235,7 @@ def running(script=hello, names=("tiny",), settings=None, read=None, **engine):
     from nomoat.serve.start import Listening
 
     read, told = read or reader(script, **engine), []
-    settings = replace(settings or Settings(drain_seconds=1.0), port=0)
+    settings = replace(settings or Settings(drain_seconds=1.0, bits=32), port=0)
     server = Server(Models({name: Named(name) for name in names}, settings, read))
     listening = Listening(server, told.append)
     thread = threading.Thread(target=listening.run, daemon=True)

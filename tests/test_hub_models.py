@@ -201,7 +201,7 @@ def test_types_are_kept_and_what_they_cannot_hold_is_refused(saved, tmp_path):
     model, folder = saved("qwen3")
     model.bfloat16().save_pretrained(tmp_path / "half")
     run = import_model(tmp_path / "half")
-    there = {tensor.dtype for tensor in exporting.weights_of(run, run.recipe.family).values()}
+    there = {tensor.dtype for tensor in exporting.weights_of(run).values()}
     assert there == {torch.bfloat16}
     own = load(run).state_dict()
     assert {tensor.dtype for tensor in own.values()} == {torch.float32}

@@ -61,7 +61,7 @@ def quantize(
         raise ConfigError(f"weights of {bits} bits are not known", fix="use --bits 8 or --bits 4")
     if not isinstance(config, LM):
         raise ConfigError(f"{opened.name} is no language model", "only those are packed so far")
-    small, made = packed(config, weights_of(opened, config), bits)
+    small, made = packed(config, weights_of(opened), bits)
     about = f"{opened.recipe.about.rstrip('.')}; matrices of {bits} bits, from {opened.name}."
     label = opened.name[11:].rsplit("-", 1)[0]  # without the date and the hash
     fresh = Run.create(root, f"{label}-q{bits}", replace(opened.recipe, family=small, about=about))
@@ -100,8 +100,8 @@ def _bits_per_byte(run: Run, model: Any, tokenizer: Tokenizer, text: Path | str 
     from nomoat.evaluate import bits
 
     if text is None and getattr(run.recipe.data, "path", None):
-        return bits.measure(model, held_out(run), tokenizer.lengths, tokenizer.eot).bits_per_byte, "held-out part"
-    return bits.measure_begun(model, tokenizer, _texts(text)).bits_per_byte, str(text or "Python's own modules")
+        return bits.measure(model, held_out(run), tokenizer.lengths, tokenizer.eot).value, "held-out part"
+    return bits.measure_begun(model, tokenizer, _texts(text)).value, str(text or "Python's own modules")
 
 
 def _texts(text: Path | str | None) -> list[str]:

@@ -1,7 +1,8 @@
 """The verbs, as functions: what `import nomoat` offers and what the commands call.
 
     path, budget -> make -> Run            recipe -> train -> Run -> resume -> Run            name -> pull -> Run
-    run -> generate, chat, evaluate, surprise, serve    runs, doctor, load   path -> import_model -> Run -> export -> path
+    run -> generate, chat, evaluate, surprise, serve    runs, doctor, load
+    path -> import_model -> Run -> quantize -> Run -> export -> path
 
 `watch` is told what happens on the way, as dicts with a `kind`: `ingest`, `phase`, `step`, `evaluate`, `sample`,
 `keep`, `warning`, `text`, `score`, `fetch`, `unpack`, `listening`. Nothing here imports torch before it is needed.
@@ -23,6 +24,7 @@ from nomoat.core.errors import ConfigError, RunError, nearest
 from nomoat.core.recipe import Recipe, find
 from nomoat.core.run import Run
 from nomoat.making import Spending
+from nomoat.quantising import quantize as quantize
 from nomoat.texts import excerpt_of, held_out, spelling, task_of, texts_of
 
 if TYPE_CHECKING:
@@ -373,31 +375,6 @@ def import_model(
     run = importing.import_model(path, root, name, dtype, licence, watch)
     card.write(run)
     return run
-
-
-def quantize(
-    run: Run | Path | str,
-    bits: int = 8,
-    text: Path | str | None = None,
-    root: Path | str | None = None,
-    watch: Watch | None = None,
-) -> Run:
-    """Make a run whose matrices have 8 or 4 bits, and measure what that costs and gains; the old one stays.
-
-    Args:
-        run: a run of a language model.
-        bits: 8 or 4.
-        text: a file or folder to measure the loss on; None: the held-out part, or else some of Python's own modules.
-        root: the folder of runs; None: $NOMOAT_RUNS or ./runs.
-        watch: told {"kind": "quantize", "before", "after", "measured_on"}.
-
-    Raises:
-        ConfigError: no such number of bits, or no language model of floats.
-        RunError, CheckpointError, DataError: see `load` and `evaluate`.
-    """
-    from nomoat import quantising
-
-    return quantising.quantize(run, bits, text, root, watch)
 
 
 def export(

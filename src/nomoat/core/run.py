@@ -334,6 +334,10 @@ def _filled(recipe: Recipe, parts: Mapping[str, Any] | None, tensors: dict[str, 
     """The recipe's family around these very tensors, in its own types: nothing is drawn, nothing held twice."""
     import torch
 
+    if recipe.start or recipe.adapt:
+        family = recipe.build(parts)  # it begins with weights of its own
+        family.load_state_dict(tensors)
+        return family
     with torch.device("meta"):
         family = recipe.build(parts)
     own = family.state_dict()

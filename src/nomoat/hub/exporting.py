@@ -75,7 +75,7 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def weights_of(run: Run, family: LM) -> dict[str, Later]:
+def weights_of(run: Run) -> dict[str, Later]:
     """The weights that `load` would give as floats, to be read one by one; packed ones become what they stand for.
 
     Raises:
@@ -88,10 +88,10 @@ def weights_of(run: Run, family: LM) -> dict[str, Later]:
     if "ema" in checkpoint.groups(found.path):
         ours |= checkpoint.waiting(found.path, "ema")
     with torch.device("meta"):
-        wanted = {name: tuple(tensor.shape) for name, tensor in family.build({}).state_dict().items()}
+        wanted = {name: tuple(tensor.shape) for name, tensor in run.recipe.family.build({}).state_dict().items()}
     if {name: tensor.shape for name, tensor in ours.items()} != wanted:
         raise CheckpointError(f"the weights of {run.name} do not fit its recipe")
-    return unpacked(family, ours)
+    return unpacked(run.recipe.family, ours)
 
 
 def _words(run: Run) -> tuple[str, dict[str, Any]] | None:
@@ -117,7 +117,7 @@ def _licence(run: Run) -> str | None:
 def _write_folder(run: Run, family: LM, config: dict[str, Any], folder: Path, dtype: str, watch: Watch | None) -> None:
     """config.json, safetensors (several files beyond 5 GB), the tokenizer's files and the card."""
     folder.mkdir()
-    theirs = names.write(family, names.HF[config["model_type"]], weights_of(run, family))
+    theirs = names.write(family, names.HF[config["model_type"]], weights_of(run))
     theirs = told(typed(theirs, dtype), "export", watch)
     shards: list[dict[str, Later]] = [{}]
     for name, tensor in theirs.items():
@@ -149,7 +149,7 @@ def _write_folder(run: Run, family: LM, config: dict[str, Any], folder: Path, dt
 def _write_gguf(run: Run, family: LM, config: dict[str, Any], file: Path, dtype: str, watch: Watch | None) -> None:
     """One file with all that llama.cpp needs."""
     kind = config["general.architecture"]
-    theirs = told(names.write(family, names.GGUF[kind], weights_of(run, family)), "export", watch)
+    theirs = told(names.write(family, names.GGUF[kind], weights_of(run)), "export", watch)
     made = {name: _made(name, tensor, dtype) for name, tensor in theirs.items()}
     own = family.backbone.dialect
     if own.rope_scaling is not None and own.rope_scaling.kind == "llama3":
