@@ -29,6 +29,8 @@ KEPT = 64
 """Compiled constraints that a vocabulary keeps."""
 SPELLED = 16
 """Tokens that are spelled ahead of a text that must follow; only the first counts."""
+DOUBTED = 256
+"""Tokens that are tried one by one: where a byte that must follow is no token, masks hold some that do not fit."""
 ONE_LINE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
@@ -67,7 +69,7 @@ class Vocabulary:
 
     size: int
     tokens: Any
-    whole: bool  # every byte is a token; where one cannot be spelled, llguidance's masks hold tokens that do not fit
+    whole: bool  # every byte is a token
     compiled: OrderedDict[tuple[Any, ...], _Matched] = field(default_factory=OrderedDict)
     lock: Any = field(default_factory=Lock)
 
@@ -192,11 +194,12 @@ class _Matched:
     def allowed(self) -> Tensor:
         bits = np.frombuffer(self.matcher.compute_bitmask(), np.uint8)
         allowed_V = np.unpackbits(bits, count=self.vocabulary.size, bitorder="little").view(np.bool_)
-        if not self.vocabulary.whole:
+        if not self.vocabulary.whole and np.count_nonzero(allowed_V) <= DOUBTED:
             for token in np.flatnonzero(allowed_V).tolist():
                 allowed_V[token] = self.matcher.validate_tokens([token]) == 1
         if self.matcher.is_error() or not (allowed_V.any() or self.done):
-            raise NomoatError("nothing may follow here", _said(self.matcher) or "no token spells what would have to")
+            said = _said(self.matcher).partition("NoExtension")[0]
+            raise NomoatError("nothing may follow here", said or "no token spells what would have to")
         return torch.from_numpy(allowed_V)
 
     def advance(self, token: int) -> None:
