@@ -25,12 +25,9 @@ from torch import Tensor
 from nomoat.core.errors import ConfigError, NomoatError
 
 Kind = Literal["choice", "regex", "json_schema", "json_object", "grammar"]
-KEPT = 64
-"""Compiled constraints that a vocabulary keeps."""
-SPELLED = 16
-"""Tokens that are spelled ahead of a text that must follow; only the first counts."""
-DOUBTED = 256
-"""Tokens that are tried one by one: where a byte that must follow is no token, masks hold some that do not fit."""
+KEPT, SPELLED, DOUBTED = 64, 16, 256
+"""Constraints that a vocabulary keeps compiled; tokens that are spelled ahead of a text that must follow (the first
+counts); tokens of a mask that are tried one by one where a byte that must follow may be none (see `_Matched`)."""
 ONE_LINE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
@@ -53,12 +50,11 @@ class Limits:
     """What a constraint may cost.
 
     Args:
-        characters, depth: length of a specification, levels of a schema.
+        characters: length of a specification; llguidance itself refuses more than 128 levels.
         compile_work, step_work: for its first states and for one token; some 50,000 and 15,000 take a millisecond.
     """
 
     characters: int = 100_000
-    depth: int = 64
     compile_work: int = 1_000_000
     step_work: int = 200_000
 
@@ -152,11 +148,6 @@ def _matcher(kind: Kind, spec: Any, vocabulary: Vocabulary, limits: Limits) -> A
     guidance = _llguidance()
     if kind in ("json_schema", "json_object"):
         schema = json.loads(spec) if isinstance(spec, str) else spec
-        level = [schema]
-        for _ in range(limits.depth):
-            level = [part for each in level for part in _parts(each)]
-        if level:
-            raise ValueError(f"it has more than {limits.depth} levels")
         grammar = guidance.LLMatcher.grammar_from_json_schema({} if schema is True else schema, overrides=ONE_LINE)
     elif kind == "choice":
         if not (isinstance(spec, list) and spec and all(isinstance(each, str) for each in spec)):
@@ -177,12 +168,8 @@ def _matcher(kind: Kind, spec: Any, vocabulary: Vocabulary, limits: Limits) -> A
     return made
 
 
-def _parts(value: Any) -> list[Any]:
-    return [*value.values()] if isinstance(value, dict) else value if isinstance(value, list) else []
-
-
 class _Matched:
-    """A constraint that llguidance matches."""
+    """A constraint that llguidance matches. Where no token is the byte that must follow, its masks hold wrong ones."""
 
     def __init__(self, matcher: Any, vocabulary: Vocabulary) -> None:
         self.matcher, self.vocabulary = matcher, vocabulary
