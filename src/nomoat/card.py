@@ -10,14 +10,14 @@ from __future__ import annotations
 import datetime
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nomoat import __version__
 from nomoat.core.config import to_json
 from nomoat.core.energy import Figure
-from nomoat.core.errors import DataError
+from nomoat.core.errors import ConfigError, DataError
 from nomoat.core.run import Run
 
 if TYPE_CHECKING:
@@ -30,6 +30,10 @@ LIMITS = (
     "decide anything about people.",
     "It can repeat passages of its training text word for word; the report says how long the longest of a few were.",
     "Its figures hold for text like its held-out part, and were measured once, with one seed.",
+)
+OTHERS_LIMITS = (
+    "Others trained it: what it was trained on, what it is good for and what it must not be used for stands in their "
+    "own card. Nothing of that has been checked here.",
 )
 
 
@@ -56,12 +60,13 @@ def gather(run: Run, manifest: Manifest | None, report: Report | None) -> dict[s
         "nomoat": __version__,
         "model": _model(run),
         "data": _data(manifest),
+        "imported": run.read_json("ledger.json") if hasattr(run.recipe.data, "absent") else None,
         "held_out": held_out if report is None else report.as_json(),
         "expected": _expected(run, report),
         "cost": {name: asdict(cost) for name, cost in costs(run).items()},
         "warnings": [event["text"] for event in run.metrics("warning")],
         "opens": opens(run.recipe.family),
-        "limits": list(LIMITS),
+        "limits": list(OTHERS_LIMITS if hasattr(run.recipe.data, "absent") else LIMITS),
         "decisions": run.decisions(),
         "environment": run.read_json("environment.json"),
         "recipe": to_json(run.recipe),
@@ -105,33 +110,20 @@ def costs(run: Run) -> dict[str, Figure]:
 
 def opens(family: Any) -> str:
     """Which programs can open the model, in a sentence."""
-    backbone = getattr(family, "backbone", None)
-    if backbone is None:
+    if getattr(family, "backbone", None) is None:
         return "nomoat."
-    name = layout(backbone)
-    if not name:
-        return "nomoat alone: no other program that we know has a network of this layout."
-    programs = "transformers" if name == "Mamba-2" else "transformers and llama.cpp"
-    return (
-        f"nomoat. The network has the layout of {name}, which {programs} can run; this version does not yet write "
-        "their files."
-    )
+    from nomoat.hub.config import CLASSES, model_type
+    from nomoat.hub.gguf_keys import metadata_of
 
-
-def layout(backbone: Any) -> str:
-    """The published architecture that a backbone equals in its file, or nothing."""
-    from nomoat.nn import dialect as dialects
-
-    mixers = {backbone.mixers} if isinstance(backbone.mixers, str) else set(backbone.mixers)
-    # Neither the start of the weights nor the rotary base changes the layout.
-    same = replace(backbone.dialect, zero_init=False, rope_base=1.0, rope_scaling=None, epsilon=1.0, output="tied")
-    known = {"Mamba-2": dialects.MAMBA2, "GPT-2": dialects.GPT2, "Qwen3": dialects.QWEN3}
-    known |= {"Qwen2": dialects.QWEN2, "Llama": dialects.LLAMA}
-    for name, dialect in known.items():
-        wanted = {"mamba"} if name == "Mamba-2" else {"attention"}
-        if mixers == wanted and same == replace(dialect, rope_base=1.0, epsilon=1.0, output="tied"):
-            return name if backbone.causal and backbone.window is None else ""
-    return ""
+    try:
+        kind = model_type(family)
+    except ConfigError as error:
+        return f"nomoat alone: {error.what}."
+    try:
+        metadata_of(family)
+        return f"nomoat; `nomoat export` writes it for transformers and llama.cpp (as {CLASSES[kind]})."
+    except ConfigError:
+        return f"nomoat; `nomoat export` writes it for transformers (as {CLASSES[kind]})."
 
 
 def _model(run: Run) -> dict[str, Any]:
@@ -143,8 +135,8 @@ def _model(run: Run) -> dict[str, Any]:
     facts: dict[str, Any] = {"kind": type(family).__name__, "family": to_json(family)}
     if found is not None:
         group = "ema" if "ema" in checkpoint.groups(found.path) else "weights"
-        tensors = checkpoint.read(found.path, group)
-        facts["parameters"] = sum(tensor.numel() for tensor in tensors.values() if tensor.is_floating_point())
+        tensors = checkpoint.waiting(found.path, group).values()
+        facts["parameters"] = sum(math.prod(tensor.shape) for tensor in tensors if tensor.dtype.is_floating_point)
         facts |= {"step": found.step, "sha256": checkpoint.digest(found.path, group), "checkpoint": found.path.name}
     return facts
 
@@ -210,7 +202,8 @@ def markdown(card: Mapping[str, Any], ledger: Ledger | None, report: Report | No
         parts += ["", report.as_markdown().rstrip()]
     elif held["bits_per_byte"] is not None:
         parts += ["", "## Held-out text", "", f"{held['bits_per_byte']:.3f} bits per byte at step {held['step']:,}."]
-    parts += ["", "## Data and licences", "", *_data_words(card["data"], ledger)]
+    words = _source_words(card["imported"]) if card["imported"] else _data_words(card["data"], ledger)
+    parts += ["", "## Data and licences", "", *words]
     if card["expected"]:
         rows = [
             f"| {row['name'].replace('_', ' ')} | {_number(row['expected'])} | {_number(row['actual'])} "
@@ -218,7 +211,8 @@ def markdown(card: Mapping[str, Any], ledger: Ledger | None, report: Report | No
             for row in card["expected"]
         ]
         parts += ["", "## Expected and actual", "", "| | expected | actual | off by |", "|---|---:|---:|---:|", *rows]
-    parts += ["", "## Cost", "", "| | figure | how |", "|---|---:|---|", *_cost_rows(card["cost"])]
+    if not card["imported"]:
+        parts += ["", "## Cost", "", "| | figure | how |", "|---|---:|---|", *_cost_rows(card["cost"])]
     if card["warnings"]:
         parts += [
             "",
@@ -233,7 +227,8 @@ def markdown(card: Mapping[str, Any], ledger: Ledger | None, report: Report | No
 
 def _facts(card: Mapping[str, Any], size: str) -> Iterable[str]:
     model = card["model"]
-    yield f"- {model['kind']}, {size}, step {model.get('step', 0):,}; training is {card['status']}"
+    state = "imported" if card["imported"] else f"step {model.get('step', 0):,}; training is {card['status']}"
+    yield f"- {model['kind']}, {size}, {state}"
     if "sha256" in model:
         yield f"- weights: `checkpoints/{model['checkpoint']}`, SHA-256 `{model['sha256']}`"
     yield f"- made on {card['date']} with nomoat {card['nomoat']}; all settings: recipe.json and decisions.jsonl"
@@ -256,6 +251,17 @@ def _data_words(data: Mapping[str, Any] | None, ledger: Ledger | None) -> list[s
         left = ", ".join(f"{count:,} x {reason}" for reason, count in data["dropped"].items())
         words += ["", f"Left out: {left}."]
     return words
+
+
+def _source_words(source: Mapping[str, Any]) -> list[str]:
+    licence = source["licence"] or "unknown: keep the model to yourself until you know"
+    evidence = f" ({source['evidence']})" if source["evidence"] else ""
+    return [
+        f"The weights were imported from {source['format']}: `{source['source']}`.",
+        "",
+        f"- licence: {licence}{evidence}",
+        *(f"- {name}: SHA-256 `{digest}`" for name, digest in source["files"].items()),
+    ]
 
 
 def _cost_rows(cost: Mapping[str, Mapping[str, Any]]) -> Iterable[str]:

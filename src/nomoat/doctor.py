@@ -10,6 +10,7 @@ import platform
 import shutil
 import sys
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -73,6 +74,7 @@ def examine(device: str = "auto", speed: bool = True) -> list[Finding]:
         disk(runs_root()),
         runs_folder(runs_root()),
         allocation(),
+        decoding(),
         meters(),
     ]
     if speed:
@@ -155,6 +157,17 @@ def allocation() -> Finding:
     if allocator.allocator_in_force():
         return Finding("allocator", f"tuned: {allocator.VARIABLE}={os.environ[allocator.VARIABLE]}")
     return Finding("allocator", "tuned when a command trains (it starts itself again with GLIBC_TUNABLES)")
+
+
+def decoding() -> Finding:
+    """Whether models decode by native code."""
+    if find_spec("numba") is None:
+        line = "by PyTorch alone, several times slower than this machine can: Numba is not there"
+        return Finding("decoding", line, False, "pip install 'nomoat[fast]'")
+    from nomoat.nn.vectors import has_byte_products
+
+    kind = "with products of bytes (AVX-512 VNNI)" if has_byte_products() else "with plain vectors"
+    return Finding("decoding", f"native, {kind}; translated once for a machine, in about ten seconds")
 
 
 def meters() -> Finding:

@@ -55,9 +55,8 @@ def data_folder(run: Run) -> Path:
     path = getattr(run.recipe.data, "path", None)
     folder = Path(path if isinstance(path, str) else (path or ("",))[0])
     if not path or not folder.is_dir():
-        raise DataError(
-            f"the data of {run.name} is not there", f"looked for {path}", "name a file or folder to measure it on"
-        )
+        why = getattr(run.recipe.data, "absent", f"looked for {path}")
+        raise DataError(f"the data of {run.name} is not there", why, "name a file or folder to measure it on")
     return folder
 
 

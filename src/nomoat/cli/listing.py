@@ -52,12 +52,19 @@ VERBS = (
         trains=True,
     ),
     Verb("make", "resume last", "go on with a stopped run", "nomoat.cli.making:resume", trains=True),
+    Verb("use", "pull smollm2-135m-instruct", "fetch a published model, as a run", "nomoat.cli.pulling:pull"),
     Verb("use", 'generate last "def read("', "text from a model, as it is written", "nomoat.cli.using:generate"),
-    Verb("use", "chat last", "talk with a model that was taught to", "nomoat.cli.chatting:chat"),
+    Verb("use", "chat last", "talk with a model that was taught to", "nomoat.cli.chatting:chat", trains=True),
+    Verb("use", "serve last --port 8000", "models behind OpenAI's endpoints", "nomoat.cli.serving:serve", trains=True),
+    Verb(
+        "improve", "quantize last --bits 8", "smaller, faster; what it costs beside it", "nomoat.cli.sharing:quantize"
+    ),
     Verb("look", "runs", "all runs: state, figure, size", "nomoat.cli.looking:runs"),
     Verb("look", "evaluate last notes", "bits per byte, or a task's score", "nomoat.cli.looking:evaluate"),
     Verb("look", "surprise last draft.txt", "the oddest lines of a file, to a model", "nomoat.cli.looking:surprise"),
     Verb("look", "doctor", "what this machine has, and what ails it", "nomoat.cli.looking:doctor"),
+    Verb("share", "import model.gguf", "a published model becomes a run", "nomoat.cli.sharing:import_"),
+    Verb("share", "export last --to gguf", "a run for transformers, llama.cpp, ...", "nomoat.cli.sharing:export"),
 )
 
 HEAD = "nomoat: a folder and a budget go in, a model you own comes out."

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,30 @@ _TYPES = {
     torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
     torch.uint8: "U8", torch.uint16: "U16", torch.uint32: "U32", torch.uint64: "U64", torch.bool: "BOOL",
 }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Later:
+    """A tensor that is made when it is needed: a model larger than memory can be read and written one by one.
+
+    Args:
+        shape: its sizes.
+        dtype: its type.
+        make: makes it, on the CPU; called anew each time.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    make: Callable[[], Tensor]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes it takes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+Some = Tensor | Later
+"""A tensor, now or later."""
 
 
 @dataclass(frozen=True)
@@ -58,14 +83,15 @@ class Found:
 
 
 def save(
-    folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], keep: int = 2
+    folder: Path, step: int, tensors: Mapping[str, Mapping[str, Some]], state: Mapping[str, Any], keep: int = 2
 ) -> Path:
     """Write `folder/step-N`, then delete all but the last `keep` checkpoints.
 
     Args:
         folder: the run's checkpoints.
         step: the number of steps done, N.
-        tensors: group ("weights", "optimizer", "ema", ...) -> name -> tensor; tensors that share memory are kept once.
+        tensors: group ("weights", "optimizer", "ema", ...) -> name -> tensor; tensors that share memory are kept once,
+            those to be made later are made one by one.
         state: JSON: whatever else resume needs.
         keep: how many to keep, this one included.
 
@@ -83,7 +109,9 @@ def save(
         _sweep(folder)
         _check_room(folder, tensors, len(content))
         fresh.mkdir()
-        files = {f"{group}.safetensors": _write_group(fresh, group, named) for group, named in tensors.items()}
+        files = {}
+        for group, named in tensors.items():
+            files[f"{group}.safetensors"] = write_tensors(fresh / f"{group}.safetensors", named)
         durable.write(fresh / STATE, [content])
         files[STATE] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         durable.write(fresh / MANIFEST, [_manifest(step, files)])
@@ -169,6 +197,45 @@ def read(path: Path, group: str) -> dict[str, Tensor]:
     return found | {alias: found[key] for alias, key in shared.items()}
 
 
+def waiting(path: Path, group: str) -> dict[str, Later]:
+    """Return the tensors of a group as ones to be read one by one; the file is verified first.
+
+    Raises:
+        CheckpointError: there is no such group, or its file is damaged.
+    """
+    name = f"{group}.safetensors"
+    _check(path, name, _entry(path, name))
+    found, shared = read_later(path / name)
+    return found | {alias: found[key] for alias, key in shared.items()}
+
+
+def read_later(path: Path) -> tuple[dict[str, Later], dict[str, str]]:
+    """Return the tensors of any safetensors file as ones to be read one by one, and the header's texts.
+
+    Raises:
+        CheckpointError: it is no sound safetensors file, or holds a type that is not read here.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    types = {word: dtype for dtype, word in _TYPES.items()}
+
+    def reading(key: str) -> Callable[[], Tensor]:
+        def make() -> Tensor:
+            with safe_open(path, framework="pt") as file:
+                return file.get_tensor(key)
+
+        return make
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
+            texts = file.metadata() or {}
+        shapes = {key: (tuple(part.get_shape()), types[part.get_dtype()]) for key, part in slices.items()}
+    except (SafetensorError, OSError, KeyError) as error:
+        raise CheckpointError(f"{path.name} is no safetensors file that can be read", str(error)) from error
+    return {key: Later(shape, dtype, reading(key)) for key, (shape, dtype) in shapes.items()}, texts
+
+
 def state(path: Path) -> dict[str, Any]:
     """Return the state saved beside the tensors.
 
@@ -179,27 +246,37 @@ def state(path: Path) -> dict[str, Any]:
     return dict(json.loads((path / STATE).read_bytes()))
 
 
-def _write_group(folder: Path, group: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Write one safetensors file; returns its size and SHA-256, taken on the way."""
+def write_tensors(path: Path, tensors: Mapping[str, Some], metadata: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Write one safetensors file; returns its size and SHA-256, taken on the way.
+
+    Args:
+        path: the file.
+        tensors: name -> tensor, or one to be made when its turn comes.
+        metadata: texts for the header; None: which names share a tensor's memory, as `read` expects.
+
+    Raises:
+        OSError: the disk is full or broken.
+    """
     header: dict[str, Any] = {}
     first: dict[tuple[Any, ...], str] = {}
     shared: dict[str, str] = {}
-    order: list[Tensor] = []
+    order: list[Some] = []
     offset = 0
     # Wider types first, as the format's own writer does, so that every tensor is aligned when mapped.
-    for name, tensor in sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0])):
-        place = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
-        if tensor.numel() and place in first:
+    for name, tensor in sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])):
+        place = (tensor.data_ptr(), tensor.stride(), tensor.device) if isinstance(tensor, Tensor) else (name,)
+        place = (*place, tensor.shape, tensor.dtype)
+        if tensor.nbytes and place in first and metadata is None:
             shared[name] = first[place]
             continue
         first[place] = name
-        size = tensor.numel() * tensor.element_size()
+        size = tensor.nbytes
         shape = list(tensor.shape)
         header[name] = {"dtype": _TYPES[tensor.dtype], "shape": shape, "data_offsets": [offset, offset + size]}
         order.append(tensor)
         offset += size
-    if shared:
-        header["__metadata__"] = shared
+    if shared or metadata:
+        header["__metadata__"] = dict(metadata or shared)
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     taken = hashlib.sha256()
@@ -212,18 +289,21 @@ def _write_group(folder: Path, group: str, tensors: Mapping[str, Tensor]) -> dic
             count += len(piece)
             yield piece
 
-    durable.write(folder / f"{group}.safetensors", pieces())
+    durable.write(path, pieces())
     return {"bytes": count, "sha256": taken.hexdigest()}
 
 
-def _pieces(head: bytes, tensors: list[Tensor]) -> Iterator[memoryview]:
+def _pieces(head: bytes, tensors: list[Some]) -> Iterator[memoryview]:
     yield memoryview(head)
     for tensor in tensors:
-        if tensor.numel():
-            flat = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
+        if tensor.nbytes:
+            made = tensor.make() if isinstance(tensor, Later) else tensor
+            assert (made.shape, made.dtype) == (torch.Size(tensor.shape), tensor.dtype)
+            flat = made.detach().cpu().contiguous().view(-1).view(torch.uint8)
             view = flat.numpy().data
             for start in range(0, len(view), PIECE_BYTES):
                 yield view[start : start + PIECE_BYTES]
+            del made, flat, view  # before the next one is made
 
 
 def _put(fresh: Path, target: Path) -> None:
@@ -261,9 +341,9 @@ def _sweep(folder: Path) -> None:
         shutil.rmtree(path)
 
 
-def _check_room(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], rest: int) -> None:
+def _check_room(folder: Path, tensors: Mapping[str, Mapping[str, Some]], rest: int) -> None:
     """Say that the disk is too full before it is filled to the last byte."""
-    needed = rest + sum(t.numel() * t.element_size() for group in tensors.values() for t in group.values())
+    needed = rest + sum(tensor.nbytes for group in tensors.values() for tensor in group.values())
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise OSError(28, f"it needs {needed / 1e6:.0f} MB and the disk has {free / 1e6:.0f} MB left")

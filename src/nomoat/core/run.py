@@ -323,12 +323,27 @@ def load(
     # The slow copy may hold the parameters alone: what else a model keeps (buffers) is with the weights.
     tensors = {} if group == "weights" else checkpoint.read(found.path, "weights")
     tensors |= checkpoint.read(found.path, group)
-    family = run.recipe.build(parts)
     try:
-        family.load_state_dict(tensors)
+        family = _filled(run.recipe, parts, tensors)
     except RuntimeError as error:
         raise CheckpointError(f"the weights of {run.name} do not fit its recipe", str(error)) from error
     return family.product.eval().requires_grad_(False)
+
+
+def _filled(recipe: Recipe, parts: Mapping[str, Any] | None, tensors: dict[str, Any]) -> Family:
+    """The recipe's family around these very tensors, in its own types: nothing is drawn, nothing held twice."""
+    import torch
+
+    with torch.device("meta"):
+        family = recipe.build(parts)
+    own = family.state_dict()
+    fitting = {name: tensor.to(own[name].dtype) if name in own else tensor for name, tensor in tensors.items()}
+    tensors.clear()
+    family.load_state_dict(fitting, assign=True)
+    if any(tensor.is_meta for tensor in (*family.parameters(), *family.buffers())):
+        family = recipe.build(parts)  # it computes something that no checkpoint holds
+        family.load_state_dict(fitting)
+    return family
 
 
 def _say(event: Mapping[str, Any]) -> None:

@@ -1,5 +1,7 @@
 """Tokenizers: byte-pair encoding over bytes, plain bytes, and characters; all saved as one `tokenizer.json`.
 
+Those of other people's models are read by `load` too: see foreign_tokenizer.py.
+
     text -> pieces (GPT-2's published split pattern) -> bytes -> merges in order of rank -> ids [tokens]
 
 `tokenizers` trains and reads the file; `tiktoken`, built from the same merges, encodes (about ten times as fast), and
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -46,22 +49,50 @@ class Tokenizer:
         tokens: the bytes of each id, without the document end.
 
     Attributes:
-        eot: id of the document end, the last one.
+        eot: id of the document end; here the last one.
         vocab_size: number of ids, the document end among them.
         dtype: uint16 where every id fits, else uint32.
+        begin: what stands before a text; may be nothing where the tokenizer is another's.
+        stops: any of them ends a text.
+        special: spelling -> id of what is no text.
+        prefixes: whether `encode` puts a space before a text, which `decode` takes away.
     """
 
     kind: ClassVar[str]
+    prefixes = False
 
-    def __init__(self, tokens: Sequence[bytes]) -> None:
-        self.tokens = [*tokens, b""]
-        self.eot = len(tokens)
-        self.vocab_size = len(tokens) + 1
+    def __init__(self, tokens: Sequence[bytes], eot: int | None = None) -> None:
+        self.tokens = [*tokens, b""] if eot is None else [*tokens]
+        self.eot = len(tokens) if eot is None else eot
+        self.vocab_size = len(self.tokens)
         self.dtype = np.dtype(np.uint16 if self.vocab_size <= 2**16 else np.uint32)
+        self.begin: tuple[int, ...] = (self.eot,)
+        self.stops: tuple[int, ...] = (self.eot,)
+        self.special: dict[str, int] = {EOT: self.eot}
+
+    @property
+    def opening(self) -> int:
+        """The one token that a text's first is predicted from: the last of `begin`, else the document end."""
+        return (self.begin or (self.eot,))[-1]
 
     def encode(self, text: str) -> NDArray[Any]:
         """The ids [tokens] of `text`; lone surrogates, which no UTF-8 has, become U+FFFD."""
         raise NotImplementedError
+
+    def encode_marked(self, text: str) -> NDArray[Any]:
+        """As `encode`, but special tokens that the text spells become their ids: for rendered chat templates only."""
+        parts = re.split(f"({'|'.join(map(re.escape, sorted(self.special, key=len, reverse=True)))})", text)
+        marks = ([self.special[part]] if part in self.special else self.encode(part) for part in parts)
+        return np.concatenate([np.asarray(ids, self.dtype) for ids in marks])
+
+    def encode_on(self, text: str) -> NDArray[Any]:
+        """The ids [tokens] of a text that begins with a space and goes on from another text."""
+        return self.encode(text)
+
+    def aligned(self, text: str) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        """The ids [tokens] of `text`, and how many of its bytes each stands for: together all of them."""
+        ids = self.encode(text)
+        return ids, self.lengths[ids]
 
     def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[NDArray[Any]]:
         """The ids of each text, by so many threads (the encoder releases the interpreter's lock)."""
@@ -138,8 +169,7 @@ class BpeTokenizer(Tokenizer):
         self.fast = self._agrees()
 
     def encode(self, text: str) -> NDArray[Any]:
-        if not _is_unicode(text):
-            text = _replace_surrogates(text)
+        text = unicode_only(text)
         if self.fast:
             ids = self.encoding.encode_to_numpy(text, disallowed_special=())
         else:
@@ -166,7 +196,7 @@ class ByteTokenizer(Tokenizer):
         super().__init__([bytes([byte]) for byte in range(256)])
 
     def encode(self, text: str) -> NDArray[Any]:
-        text = text if _is_unicode(text) else _replace_surrogates(text)
+        text = unicode_only(text)
         return np.frombuffer(text.encode(), dtype=np.uint8).astype(self.dtype)
 
     def _pipeline(self) -> dict[str, Any]:
@@ -239,34 +269,46 @@ def gpt2(encoder: Path | str, merges: Path | str) -> BpeTokenizer:
     """GPT-2's published tokenizer from its two files, `encoder.json` and `vocab.bpe`."""
     vocabulary = json.loads(Path(encoder).read_text(encoding="utf-8"))
     lines = Path(merges).read_text(encoding="utf-8").splitlines()
-    return _from_vocabulary(vocabulary, [line for line in lines if line and not line.startswith("#version")], encoder)
+    ordered = sorted(vocabulary, key=vocabulary.__getitem__)
+    if ordered[-1] != EOT or vocabulary[EOT] != len(ordered) - 1:
+        raise DataError(f"{encoder}: {EOT} is not the last id, or ids are missing", fix="Use a GPT-2 style vocabulary")
+    return BpeTokenizer(ordered[:-1], _pairs([line for line in lines if line and not line.startswith("#version")]))
 
 
 def load(path: Path | str) -> Tokenizer:
-    """Read a `tokenizer.json` written by `save`, or any byte-level one with GPT-2's pattern."""
+    """Read a `tokenizer.json`: ours, GPT-2's, or another's, then with the `chat.json` beside it where there is one.
+
+    Raises:
+        DataError: no tokenizer file, or one that splits or spells text in a way that is not read here.
+    """
     try:
         document = json.loads(Path(path).read_text(encoding="utf-8"))
-        model, split = document["model"], document["pre_tokenizer"]
-        vocabulary, merges = dict(model["vocab"]), model.get("merges", [])
+        model, split, added = document["model"], document["pre_tokenizer"], document.get("added_tokens", [])
+        vocabulary, merges = model["vocab"], model.get("merges", [])
+        ids = dict(vocabulary) | {token["content"]: token["id"] for token in added}
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} is no tokenizer file", str(error), "Ingest the data again") from error
-    vocabulary.update({token["content"]: token["id"] for token in document.get("added_tokens", [])})
-    if split is None and not merges:
-        return CharTokenizer(symbol for symbol in vocabulary if symbol != EOT)
-    if split is None or split.get("type") != "ByteLevel" or split.get("add_prefix_space"):
-        raise DataError(
-            f"{path} splits text in a way that is not read here", "Only the byte-level GPT-2 pattern is", "Train one"
-        )
+    if not _is_ours(document, ids):
+        from nomoat.data.foreign_tokenizer import read
+
+        return read(Path(path), document)
+    if split is None:
+        return CharTokenizer(symbol for symbol in ids if symbol != EOT)
     if not split.get("use_regex", True):
         return ByteTokenizer()
-    return _from_vocabulary(vocabulary, merges, path)
+    return BpeTokenizer(sorted(ids, key=ids.__getitem__)[:-1], _pairs(merges))
 
 
-def _from_vocabulary(vocabulary: dict[str, int], merges: Sequence[Any], path: Path | str) -> BpeTokenizer:
-    ordered = sorted(vocabulary, key=vocabulary.__getitem__)
-    if ordered[-1] != EOT or vocabulary[EOT] != len(ordered) - 1:
-        raise DataError(f"{path}: {EOT} is not the last id, or ids are missing", fix="Use a GPT-2 style vocabulary")
-    return BpeTokenizer(ordered[:-1], _pairs(merges))
+def _is_ours(document: dict[str, Any], ids: dict[str, int]) -> bool:
+    """Whether one of our classes reads it: byte level with GPT-2's pattern or by characters, the document end last."""
+    model, split = document["model"], document["pre_tokenizer"]
+    plain = not (document.get("normalizer") or model.get("byte_fallback") or model.get("ignore_merges"))
+    plain = plain and model.get("type", "BPE") == "BPE" and len(document.get("added_tokens", [])) <= 1
+    if split is None:
+        known = not model.get("merges") and document.get("decoder") == {"type": "Fuse"}
+    else:
+        known = split.get("type") == "ByteLevel" and not split.get("add_prefix_space")
+    return plain and known and ids.get(EOT) == len(ids) - 1 and sorted(ids.values()) == list(range(len(ids)))
 
 
 def _pairs(merges: Sequence[Any]) -> list[tuple[str, str]]:
@@ -308,15 +350,12 @@ def _unspell(token: str) -> bytes:
     return bytes([UNSPELLING[letter] for letter in token])
 
 
-def _is_unicode(text: str) -> bool:
+def unicode_only(text: str) -> str:
+    """The text with lone surrogates, which no UTF-8 has, as U+FFFD."""
     if text.isascii():
-        return True
+        return text
     try:
         text.encode()
     except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _replace_surrogates(text: str) -> str:
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text

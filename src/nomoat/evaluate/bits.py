@@ -11,7 +11,7 @@ Shannon 1948; the interval is the percentile bootstrap of Efron 1979 over docume
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from nomoat.core.errors import DataError
 from nomoat.core.types import Scores
 from nomoat.data.rows import Windows
 from nomoat.data.shards import ShardReader
+from nomoat.data.tokenizer import Tokenizer
 from nomoat.sampling.write import device_of
 
 Watch = Callable[[Mapping[str, Any]], None]
@@ -112,6 +113,19 @@ def measure(
         context_length: tokens that the model can look back on.
     """
     return summarise(stream_bits(model, excerpt, lengths_V, eot, context_length), excerpt, lengths_V)
+
+
+def measure_begun(model: Scores, tokenizer: Tokenizer, texts: Iterable[str]) -> BitsPerByte:
+    """Bits per byte of texts by a model whose tokenizer is another's, in windows of its context without overlap.
+
+    What ends a text is not counted: no two makers agree on it, and a model that answers may never have read it.
+    """
+    aligned = [tokenizer.aligned(text) for text in texts]
+    found = token_bits(model, [np.concatenate([[tokenizer.opening], ids_N]) for ids_N, _ in aligned], overlap=0.0)
+    bits_N, bytes_N = np.concatenate(found), np.concatenate([bytes_N for _, bytes_N in aligned])
+    ends_D = np.cumsum([len(ids_N) for ids_N, _ in aligned])
+    # Each token is a symbol of its own, for its bytes depend on where it stands.
+    return summarise(bits_N, Excerpt(np.arange(len(bits_N)), ends_D, np.arange(len(ends_D))), bytes_N)
 
 
 def stream_bits(

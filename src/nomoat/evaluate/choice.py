@@ -156,10 +156,10 @@ def _costs(
     reach: int = model.config.context_length  # type: ignore[attr-defined]
     sequences, sizes = [], []
     for number in numbers:
-        before = np.concatenate([[tokenizer.eot], tokenizer.encode(_prompt(task, int(number), shots, seed))])
+        before = [*tokenizer.begin, *tokenizer.encode(_prompt(task, int(number), shots, seed)).tolist()]
         for option in task.questions[number].options:
-            ids = tokenizer.encode(" " + option)
-            whole = np.concatenate([before, ids])
+            ids = tokenizer.encode_on(" " + option)
+            whole = np.array([*before, *ids.tolist()])
             # An option that does not fit half the context is read in several windows, hence whole.
             sequences.append(whole[-(reach + 1) :] if len(ids) <= reach // 2 else whole)
             sizes.append(len(ids))

@@ -96,7 +96,9 @@ class _Document:
         first, last = self._tokens(number)
         begin, end = self._bytes(number)
         lengths_N = self.lengths_N[first:last]
-        bits_M = np.repeat(bits_N[len(bits_N) - (last - first) :] / lengths_N, lengths_N).astype(np.float64)
+        bits_M = np.repeat(bits_N[len(bits_N) - (last - first) :] / np.maximum(1, lengths_N), lengths_N).astype(
+            np.float64
+        )
         skip = begin - int(self.byte_ends_N[first] - self.lengths_N[first])
         bytes_M = np.frombuffer(self.data[begin:end], np.uint8)
         return np.add.reduceat(bits_M[skip : skip + end - begin], np.flatnonzero(bytes_M & 0xC0 != 0x80))

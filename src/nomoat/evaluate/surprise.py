@@ -159,23 +159,28 @@ def surprise(
         context_length: default: `model.config.context_length`.
         watch: told the progress in tokens.
     """
-    ids = [tokenizer.encode(text) for text in texts.values()]
-    sequences = [np.concatenate([[tokenizer.eot], one]) for one in ids]
+    aligned = [tokenizer.aligned(text) for text in texts.values()]
+    sequences = [np.concatenate([[tokenizer.opening], ids_N]) for ids_N, _ in aligned]
     found = token_bits(model, sequences, context_length, watch=watch)
     whole = {name: text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for name, text in texts.items()}
     spread = {
-        name: character_bits(bits, tokenizer.lengths[one], whole[name])
-        for name, bits, one in zip(whole, found, ids, strict=True)
+        name: character_bits(bits, lengths_N, whole[name])
+        for name, bits, (_, lengths_N) in zip(whole, found, aligned, strict=True)
     }
     return Surprise(whole, spread)
 
 
 def character_bits(bits_N: NDArray[Any], lengths_N: NDArray[np.int64], text: str) -> Bits:
-    """Bits of each character: a token's bits fall on its bytes in equal parts, a character takes those of its bytes."""
-    if not text:
-        return np.zeros(0)
+    """Bits of each character: a token's bits fall on its bytes in equal parts, a character takes those of its bytes.
+
+    The bits of a token without bytes fall on the next that has some.
+    """
+    full_N = lengths_N > 0
+    if not full_N.any():
+        return np.zeros(len(text))
     bytes_M = np.frombuffer(text.encode(), dtype=np.uint8)
-    bits_M = np.repeat(bits_N / np.maximum(1, lengths_N), lengths_N)
+    bits_F = np.bincount(np.minimum(full_N.cumsum() - full_N, full_N.sum() - 1), bits_N)
+    bits_M = np.repeat(bits_F / lengths_N[full_N], lengths_N[full_N])
     return np.add.reduceat(bits_M.astype(np.float64), np.flatnonzero(bytes_M & 0xC0 != 0x80))
 
 

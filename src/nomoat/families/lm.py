@@ -22,6 +22,7 @@ from nomoat.nn.backbone import Backbone
 from nomoat.nn.cross_entropy import log_probabilities, summed_nats
 from nomoat.nn.memory import Memory
 from nomoat.nn.norms import RMSNorm
+from nomoat.nn.packed import pack_
 
 
 @dataclass(frozen=True)
@@ -32,17 +33,21 @@ class LM:
         vocab_size: number of different tokens.
         context_length: longest sequence it is trained on, in tokens.
         backbone: the stack; must be causal.
+        bits: of the matrices: 16 stands for floats of any kind; packed in 8 or 4 they can be read, not trained.
     """
 
     vocab_size: int
     context_length: int = 256
     backbone: Backbone = field(default_factory=Backbone)
+    bits: int = 16
 
     def __post_init__(self) -> None:
         if self.vocab_size < 2:
             raise ConfigError(f"vocab_size {self.vocab_size} leaves nothing to predict", fix="use at least 2")
         if self.context_length < 1:
             raise ConfigError(f"context_length {self.context_length} is not a length", fix="use at least 1")
+        if self.bits not in (16, 8, 4):
+            raise ConfigError(f"weights of {self.bits} bits are not known", fix="use 16, 8 or 4")
         if not self.backbone.causal:
             raise ConfigError(
                 "a language model needs a causal backbone",
@@ -51,7 +56,11 @@ class LM:
             )
 
     def build(self, parts: Parts) -> LanguageModel:
-        return LanguageModel(self)
+        if self.bits == 16:
+            return LanguageModel(self)
+        with torch.device("meta"):  # the float weights are never there, not even for a moment
+            model = LanguageModel(self)
+        return pack_(model, self.bits)
 
     @classmethod
     def tiny(cls) -> LM:
@@ -80,7 +89,9 @@ class LanguageModel(Family):
     @property
     def table(self) -> Tensor:
         """The output layer's weights; the token table itself where the dialect ties them."""
-        return self.embed.weight if self.output is None else self.output.weight
+        layer = self.embed if self.output is None else self.output
+        packed = getattr(layer, "matrix", None)
+        return layer.weight if packed is None else packed.weight()
 
     def trunk(self, batch: Batch) -> Tensor:
         """What the stack makes of all tokens but the last: [B, L, D], scaled for the output layer."""
@@ -96,6 +107,12 @@ class LanguageModel(Family):
 
     def loss(self, batch: Batch, player: str = "model", progress: float = 0.0) -> Loss:
         """Summed nats over the tokens under `mask` [B, L + 1], each predicted from those before it."""
+        if self.config.bits < 16:
+            raise ConfigError(
+                f"weights of {self.config.bits} bits cannot be trained",
+                "they have no gradient",
+                "train the float model",
+            )
         counted_BL = batch["mask"][:, 1:]
         nats = summed_nats(self.trunk(batch), self.table, batch["tokens"][:, 1:], counted_BL, self.soft_cap)
         return Loss(nats, counted_BL.sum())
@@ -126,7 +143,9 @@ class LanguageModel(Family):
     def decode(self, tokens_BL: Tensor, memory: Memory, slots: Sequence[int]) -> Tensor:
         """Append tokens [B, L] to the slots and return the logits [B, L, V] after each of them."""
         x_BLD = self.stack(self.embed(tokens_BL), None, Ports(), memory, slots).x_BLD * self.output_scale
-        logits_BLV = F.linear(x_BLD, self.table).float()
+        layer = self.embed if self.output is None else self.output
+        packed = getattr(layer, "matrix", None)
+        logits_BLV = F.linear(x_BLD, self.table).float() if packed is None else packed.multiply(x_BLD)
         return logits_BLV if self.soft_cap is None else self.soft_cap * torch.tanh(logits_BLV / self.soft_cap)
 
     def example(self, samples: int = 2) -> Batch:

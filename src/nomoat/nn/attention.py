@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from nomoat.nn.dialect import Dialect
 from nomoat.nn.linear import fused_linear, linear, output_linear
-from nomoat.nn.memory import AttentionMemory
+from nomoat.nn.memory import AttentionMemory, empty_like
 from nomoat.nn.norms import make_head_norm
 from nomoat.nn.rotary import keep, turn
 from nomoat.nn.scene import Scene
@@ -93,8 +93,7 @@ class Attention(nn.Module):
 
     def memory(self, slots: int, length: int, dtype: torch.dtype) -> AttentionMemory:
         """Empty keys and values of `slots` rows with room for `length` tokens."""
-        like = self.qkv.weight.new_empty(0, dtype=dtype)
-        return AttentionMemory(slots, length, self.sizes[1], self.head_width, like)
+        return AttentionMemory(slots, length, self.sizes[1], self.head_width, empty_like(self.qkv, dtype))
 
     def flops_per_token(self, context_length: int) -> float:
         """Forward and backward of the two products, full (not causal) attention: 12 H K L."""
@@ -144,7 +143,7 @@ class CrossAttention(nn.Module):
 
     def memory(self, slots: int, dtype: torch.dtype) -> AttentionMemory:
         """Empty keys and values of `slots` rows; it grows when a context comes."""
-        return AttentionMemory(slots, 0, self.kv_heads, self.head_width, self.kv.weight.new_empty(0, dtype=dtype))
+        return AttentionMemory(slots, 0, self.kv_heads, self.head_width, empty_like(self.kv, dtype))
 
 
 def fastest_kernel(

@@ -218,9 +218,12 @@ class Stack(nn.Module):
             memory.advance(scene.seats, scene.counts, chunk=x_BLD.shape[1] > 1)
         return Trace(self.norm_cond(scene).enter(self.norm(x_BLD)), layers)
 
-    def memory(self, slots: int, length: int) -> Memory:
-        """An empty memory of `slots` rows with room for `length` tokens each; it grows by `reserve`."""
-        dtype = working_dtype(next(self.parameters()))
+    def memory(self, slots: int, length: int, dtype: torch.dtype | None = None) -> Memory:
+        """An empty memory of `slots` rows with room for `length` tokens each; it grows by `reserve`.
+
+        `dtype` is that of keys and values; None: what the products are computed in.
+        """
+        dtype = dtype or working_dtype(next(self.parameters()))
         layers = [layer.mixer.body.memory(slots, length, dtype) for layer in self.layers]
         contexts = [layer.cross.body.memory(slots, dtype) for layer in self.layers if isinstance(layer.cross, PrePart)]
         return Memory(layers, slots, contexts)

@@ -18,7 +18,7 @@ from torch import Tensor
 from nomoat.nn.scene import Scene
 
 KEPT = 8
-"""Snapshots kept for each slot; the oldest goes first, and what lay before it is reached from the start again."""
+"""Snapshots kept for each slot; of more, one goes where they stand closest."""
 
 
 class Snapshot(NamedTuple):
@@ -90,10 +90,21 @@ class MambaMemory:
             kept = self.snapshots[slot]
             if not kept or kept[-1].length < length:
                 kept.append(Snapshot(length, self.states_SHKN[slot].clone(), self.tails_SWC[slot].clone()))
-                del kept[:-KEPT]
+                if len(kept) > KEPT:
+                    del kept[_least(kept)]
 
     def bytes(self) -> int:
         """Bytes of states, tails and snapshots; what forks share counts once."""
         kept = {id(each): each for slot in self.snapshots for each in slot}.values()
         snapshots = sum(each.state_HKN.nbytes + each.tail_WC.nbytes for each in kept)
         return self.states_SHKN.nbytes + self.tails_SWC.nbytes + snapshots
+
+
+def _least(kept: Sequence[Snapshot]) -> int:
+    """The snapshot whose loss leaves the shortest stretch without any.
+
+    So the many close together that drafts leave do not drive out those of the prompt. Not one of the last two: the
+    last but one may stand before a draft just read.
+    """
+    ends = [0, *(each.length for each in kept)]
+    return min(range(len(kept) - 2), key=lambda index: ends[index + 2] - ends[index])

@@ -12,11 +12,12 @@ the rest again.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from nomoat.nn.scene import Scene
@@ -167,6 +168,11 @@ class AttentionMemory:
     def bytes(self) -> int:
         """Bytes of keys and values."""
         return self.keys.nbytes + self.values.nbytes
+
+
+def empty_like(module: nn.Module, dtype: torch.dtype) -> Tensor:
+    """An empty tensor where a module's weights (packed ones are buffers) are."""
+    return next(chain(module.parameters(), module.buffers())).new_empty(0, dtype=dtype)
 
 
 ContextMemory = AttentionMemory

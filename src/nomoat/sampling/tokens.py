@@ -15,10 +15,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from nomoat.core.errors import ConfigError, NomoatError
+
+HEAD = 512
+"""Most likely tokens among which top-p looks first: sorting a whole vocabulary takes longer than many a model."""
 
 
 @dataclass(frozen=True)
@@ -66,12 +70,15 @@ def probabilities(logits_BV: Tensor, options: SamplingOptions) -> Tensor:
         return torch.zeros_like(logits_BV).scatter_(1, logits_BV.argmax(1, keepdim=True), 1.0)
     logits_BV = (logits_BV - logits_BV.amax(1, keepdim=True)) / options.temperature
     if 0 < options.top_k < logits_BV.shape[1]:
-        weakest_B1 = logits_BV.topk(options.top_k, dim=1).values[:, -1:]
+        weakest_B1 = _falling(logits_BV, options.top_k)[:, -1:]
         logits_BV = logits_BV.masked_fill(logits_BV < weakest_B1, -math.inf)
     p_BV = logits_BV.softmax(1)
     if options.top_p < 1:
-        falling_BV = p_BV.sort(dim=1, descending=True).values
-        needed_BV = falling_BV.cumsum(1) - falling_BV < options.top_p  # mass before it does not reach top_p yet
+        for count in (min(HEAD, p_BV.shape[1]), p_BV.shape[1]):
+            falling_BV = _falling(p_BV, count)
+            needed_BV = falling_BV.cumsum(1) - falling_BV < options.top_p  # mass before it does not reach top_p yet
+            if not needed_BV[:, -1].any():
+                break
         weakest_B1 = falling_BV.masked_fill(~needed_BV, math.inf).amin(1, keepdim=True)
         p_BV = p_BV.masked_fill(p_BV < weakest_B1, 0.0)
     if options.min_p > 0:
@@ -91,21 +98,43 @@ def pick(logits_BV: Tensor, options: SamplingOptions, generator: torch.Generator
         NomoatError: a row holds NaN or forbids every token.
     """
     if options.temperature == 0:
-        best_B1, token_B1 = logits_BV.max(1, keepdim=True)
-        _check(bool(best_B1.isfinite().all()))
-        return token_B1[:, 0]
+        token_B = _best(logits_BV)
+        _check(bool(logits_BV.gather(1, token_B[:, None]).isfinite().all()))
+        return token_B
     p_BV = probabilities(logits_BV, options)
-    rows = len(p_BV)
     if isinstance(generator, torch.Generator):
-        uniform_B = torch.rand(rows, generator=generator)
-    else:
-        uniform_B = torch.stack([torch.rand((), generator=own) for own in generator])
+        return draw(p_BV, torch.rand(len(p_BV), generator=generator))
+    return draw(p_BV, torch.stack([torch.rand((), generator=own) for own in generator]))
+
+
+def draw(p_BV: Tensor, uniform_B: Tensor) -> Tensor:
+    """The token [B] of each row at which the summed probabilities pass `uniform_B` (0 to 1) of their whole.
+
+    Raises:
+        NomoatError: a row holds NaN.
+    """
     reach_BV = p_BV.cumsum(1)
     _check(bool(reach_BV[:, -1].isfinite().all()))
     whole_B1 = reach_BV[:, -1:].contiguous()
     token_B1 = torch.searchsorted(reach_BV, uniform_B.to(p_BV.device)[:, None] * whole_B1, right=True)
     last_B1 = torch.searchsorted(reach_BV, whole_B1)  # rounding must not reach beyond the last possible token
     return torch.minimum(token_B1, last_B1)[:, 0]
+
+
+def _best(logits_BV: Tensor) -> Tensor:
+    """The first of each row's greatest; NumPy's search takes a tenth of the time of torch's on a CPU."""
+    if logits_BV.is_cpu and logits_BV.dtype == torch.float32:
+        return torch.from_numpy(logits_BV.detach().numpy().argmax(1))
+    return logits_BV.argmax(1)
+
+
+def _falling(x_BV: Tensor, count: int) -> Tensor:
+    """The greatest `count` of each row, falling; NumPy takes a seventh of the time of torch's topk, and of its sort."""
+    if not x_BV.is_cpu:
+        return x_BV.topk(count, dim=1).values
+    rest, values = x_BV.shape[1] - count, x_BV.detach().numpy()
+    values = np.partition(values, rest, axis=1)[:, rest:] if rest > 0 else values
+    return torch.from_numpy(np.sort(values, axis=1)[:, ::-1].copy())
 
 
 def _check(finite: bool) -> None:

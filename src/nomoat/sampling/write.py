@@ -28,11 +28,19 @@ CHUNK = 512
 
 
 class Spells(Protocol):
-    """What writing needs of a tokenizer."""
+    """What writing needs of a tokenizer.
 
-    @property
-    def eot(self) -> int:
-        """The token that ends a document."""
+    Args:
+        eot: the document end, with which a text is begun where nothing else begins it.
+        begin: what stands before a text.
+        stops: any of them ends a text.
+        prefixes: whether a text's first token begins with a space that is none of its own.
+    """
+
+    eot: int
+    begin: tuple[int, ...]
+    stops: tuple[int, ...]
+    prefixes: bool
 
     def encode(self, text: str) -> Any:
         """Text to a sequence of token ids."""
@@ -226,14 +234,18 @@ def continue_text(
 ) -> Iterator[str]:
     """The continuation of `prompt`, piece by piece as it is written: always whole characters, never a stop string.
 
-    The prompt is the beginning of a document: as in training, the document end of another stands before it.
+    The prompt is the beginning of a document: as in training, `tokenizer.begin` stands before it.
     """
     outlet = Outlet(options.stop)
-    tokens = [tokenizer.eot, *(int(token) for token in tokenizer.encode(prompt))]
-    for written in write(model, [tokens], options, (tokenizer.eot,), context_length):
-        if written.token == tokenizer.eot:
+    tokens = [*tokenizer.begin, *(int(token) for token in tokenizer.encode(prompt))] or [tokenizer.eot]
+    first = tokenizer.prefixes and not prompt
+    for written in write(model, [tokens], options, tokenizer.stops, context_length):
+        if written.token in tokenizer.stops:
             break
-        if piece := outlet.push(tokenizer.token_bytes(written.token)):
+        data = tokenizer.token_bytes(written.token)
+        if first and data:
+            data, first = data.removeprefix(b" "), False
+        if piece := outlet.push(data):
             yield piece
         if outlet.stopped:
             return
@@ -258,13 +270,13 @@ def continue_tokens(
         texts[row].append(outlets[row].push(tokenizer.token_bytes(token)))
         return outlets[row].stopped
 
-    for row, token, logprob in write(model, prompts, options, (tokenizer.eot,), context_length, stopped):
+    for row, token, logprob in write(model, prompts, options, tokenizer.stops, context_length, stopped):
         tokens[row].append(token)
         logprobs[row] += logprob
     done = []
     for row, outlet in enumerate(outlets):
         texts[row].append(outlet.finish())
-        ended = bool(tokens[row]) and tokens[row][-1] == tokenizer.eot
+        ended = bool(tokens[row]) and tokens[row][-1] in tokenizer.stops
         reason = "stop" if outlet.stopped else "end" if ended else "length"
         done.append(Continuation("".join(texts[row]), tuple(tokens[row]), logprobs[row], reason))
     return done

@@ -1,0 +1,1 @@
+"""Serving: one engine for each model, which writes many texts at once."""
