@@ -11,10 +11,8 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
-from conversations import with_marks
 from folders import TINY, notes
 
 from nomoat import verbs
@@ -36,7 +34,6 @@ def trained(tmp_path_factory):
 @pytest.fixture
 def here(trained, monkeypatch):
     monkeypatch.setenv("NOMOAT_RUNS", str(trained.path.parent))
-    monkeypatch.setattr(verbs, "spelling", with_marks())
     return trained
 
 
@@ -192,25 +189,17 @@ def test_nothing_heavy_is_imported_before_it_is_needed(code, never):
     assert said.splitlines()[-1] == "found:"
 
 
-CHILD = """
-import sys
-sys.path.insert(0, {tests!r})
-from conversations import with_marks
-from nomoat import verbs
-from nomoat.cli import main
-verbs.spelling = with_marks()
-sys.exit(main(["chat", "last", "--device", "cpu", "--seed", "1", "--max-tokens", "9", "--temperature", "0"]))
-"""
+COMMAND = ["chat", "last", "--device", "cpu", "--seed", "1", "--max-tokens", "9", "--temperature", "0"]
 
 
 class Terminal:
     """A process at a terminal, and what it has shown."""
 
-    def __init__(self, code):
+    def __init__(self, *arguments):
         self.here, there = pty.openpty()
         environment = {**os.environ, "TERM": "xterm", "INPUTRC": "/dev/null"}
         environment.pop("NO_COLOR", None)
-        command = [sys.executable, "-c", code]
+        command = [sys.executable, "-m", "nomoat.cli", *arguments]
         self.process = subprocess.Popen(
             command, stdin=there, stdout=there, stderr=there, env=environment, start_new_session=True
         )
@@ -236,7 +225,7 @@ class Terminal:
 
 
 def test_at_a_terminal_ctrl_c_stops_an_answer_and_ctrl_d_leaves(here):
-    terminal = Terminal(CHILD.format(tests=str(Path(__file__).parent)))
+    terminal = Terminal(*COMMAND)
     try:
         assert "/help lists the commands" in terminal.until("> ")
         terminal.type("/nothing\n")
