@@ -179,27 +179,3 @@ class Marking:
     def shown(self, ids):
         """The text, special tokens as they are spelled."""
         return self.marked.decode(ids, skip_special_tokens=False)
-
-
-class WithMarks:
-    """A tokenizer of ours, with what a conversation asks of it (until every tokenizer has that itself)."""
-
-    def __init__(self, tokenizer):
-        self.tokenizer = tokenizer
-        self.special, self.stops = {"<|endoftext|>": tokenizer.eot}, (tokenizer.eot,)
-
-    def __getattr__(self, name):
-        return getattr(self.tokenizer, name)
-
-    def encode_marked(self, text):
-        first, *rest = (self.tokenizer.encode(part).tolist() for part in text.split("<|endoftext|>"))
-        return first + [token for part in rest for token in (self.tokenizer.eot, *part)]
-
-
-def with_marks():
-    """Have the verbs' tokenizers read marked text."""
-    from nomoat import verbs
-    from nomoat.data.tokenizer import Tokenizer
-
-    inner = verbs.spelling
-    return inner if hasattr(Tokenizer, "encode_marked") else lambda run: WithMarks(inner(run))

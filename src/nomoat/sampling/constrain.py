@@ -25,10 +25,9 @@ from torch import Tensor
 from nomoat.core.errors import ConfigError, NomoatError
 
 Kind = Literal["choice", "regex", "json_schema", "json_object", "grammar"]
-KEPT = 64
-"""Compiled constraints that a vocabulary keeps."""
-SPELLED = 16
-"""Tokens that are spelled ahead of a text that must follow; only the first counts."""
+KEPT, SPELLED, DOUBTED = 64, 16, 256
+"""Constraints that a vocabulary keeps compiled; tokens that are spelled ahead of a text that must follow (the first
+counts); tokens of a mask that are tried one by one where a byte that must follow may be none (see `_Matched`)."""
 ONE_LINE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
@@ -51,12 +50,11 @@ class Limits:
     """What a constraint may cost.
 
     Args:
-        characters, depth: length of a specification, levels of a schema.
+        characters: length of a specification; llguidance itself refuses more than 128 levels.
         compile_work, step_work: for its first states and for one token; some 50,000 and 15,000 take a millisecond.
     """
 
     characters: int = 100_000
-    depth: int = 64
     compile_work: int = 1_000_000
     step_work: int = 200_000
 
@@ -67,7 +65,7 @@ class Vocabulary:
 
     size: int
     tokens: Any
-    whole: bool  # every byte is a token; where one cannot be spelled, llguidance's masks hold tokens that do not fit
+    whole: bool  # every byte is a token
     compiled: OrderedDict[tuple[Any, ...], _Matched] = field(default_factory=OrderedDict)
     lock: Any = field(default_factory=Lock)
 
@@ -150,11 +148,6 @@ def _matcher(kind: Kind, spec: Any, vocabulary: Vocabulary, limits: Limits) -> A
     guidance = _llguidance()
     if kind in ("json_schema", "json_object"):
         schema = json.loads(spec) if isinstance(spec, str) else spec
-        level = [schema]
-        for _ in range(limits.depth):
-            level = [part for each in level for part in _parts(each)]
-        if level:
-            raise ValueError(f"it has more than {limits.depth} levels")
         grammar = guidance.LLMatcher.grammar_from_json_schema({} if schema is True else schema, overrides=ONE_LINE)
     elif kind == "choice":
         if not (isinstance(spec, list) and spec and all(isinstance(each, str) for each in spec)):
@@ -175,12 +168,8 @@ def _matcher(kind: Kind, spec: Any, vocabulary: Vocabulary, limits: Limits) -> A
     return made
 
 
-def _parts(value: Any) -> list[Any]:
-    return [*value.values()] if isinstance(value, dict) else value if isinstance(value, list) else []
-
-
 class _Matched:
-    """A constraint that llguidance matches."""
+    """A constraint that llguidance matches. Where no token is the byte that must follow, its masks hold wrong ones."""
 
     def __init__(self, matcher: Any, vocabulary: Vocabulary) -> None:
         self.matcher, self.vocabulary = matcher, vocabulary
@@ -192,11 +181,12 @@ class _Matched:
     def allowed(self) -> Tensor:
         bits = np.frombuffer(self.matcher.compute_bitmask(), np.uint8)
         allowed_V = np.unpackbits(bits, count=self.vocabulary.size, bitorder="little").view(np.bool_)
-        if not self.vocabulary.whole:
+        if not self.vocabulary.whole and np.count_nonzero(allowed_V) <= DOUBTED:
             for token in np.flatnonzero(allowed_V).tolist():
                 allowed_V[token] = self.matcher.validate_tokens([token]) == 1
         if self.matcher.is_error() or not (allowed_V.any() or self.done):
-            raise NomoatError("nothing may follow here", _said(self.matcher) or "no token spells what would have to")
+            said = _said(self.matcher).partition("NoExtension")[0]
+            raise NomoatError("nothing may follow here", said or "no token spells what would have to")
         return torch.from_numpy(allowed_V)
 
     def advance(self, token: int) -> None:
