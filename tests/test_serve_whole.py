@@ -20,12 +20,11 @@ openai = pytest.importorskip("openai")
 if not all(find_spec(f"nomoat.{name}") for name in ("serve.engine", "data.chat", "sampling.constrain")):
     pytest.skip("the parts are not there yet", allow_module_level=True)
 
-from nomoat.data.chat import Chat  # noqa: E402
-
 from nomoat.core import checkpoint  # noqa: E402
 from nomoat.core.budget import Budget  # noqa: E402
 from nomoat.core.recipe import Recipe  # noqa: E402
 from nomoat.core.run import Run, load  # noqa: E402
+from nomoat.data.chat import Chat  # noqa: E402
 from nomoat.data.text import Text  # noqa: E402
 from nomoat.data.tokenizer import ByteTokenizer  # noqa: E402
 from nomoat.families.lm import LM  # noqa: E402
@@ -70,7 +69,21 @@ def run_of(runs, name):
 @pytest.fixture(scope="module")
 def server(runs):
     """`nomoat serve tiny state --port 0`, as a process."""
-    command = [sys.executable, "-m", "nomoat.cli", "serve", "tiny", "state", "--port", "0", "--json", "--drain", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "nomoat.cli",
+        "serve",
+        "tiny",
+        "state",
+        "--port",
+        "0",
+        "--json",
+        "--drain",
+        "1",
+        "--bits",
+        "32",
+    ]
     environment = {**os.environ, "NOMOAT_RUNS": str(runs)}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     listening = json.loads(process.stdout.readline() or process.stderr.read())
