@@ -149,6 +149,7 @@ def test_a_product_with_packed_weights(bits, rows):
     assert far(kept_ND, weight_ND) < {8: 0.006, 4: 0.1}[bits]
     assert far(product(matrix, x_RD), x_RD @ kept_ND.T) < 0.02
     torch.testing.assert_close(matrix.rows(torch.tensor([[3, 49]]))[0], kept_ND[[3, 49]])
+    assert np.array_equal(matrix.few_rows(np.array([3, 49])), kept_ND[[3, 49]].numpy())
 
 
 @pytest.mark.parametrize("bits", [8, 4])

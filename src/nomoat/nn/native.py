@@ -201,22 +201,31 @@ class Native:
             memory.reserve(slot, start + length)
         self._point_at(memory, reach)
         rows = batch * length
-        x_BLD = self.model.embed(tokens_BL)
-        if self.learned is not None:
-            places = torch.tensor(starts)[:, None] + torch.arange(length)
-            x_BLD = self.learned(x_BLD, places)
-        self.x[: rows * x_BLD.shape[-1]].copy_(x_BLD.reshape(-1))
+        self._read_in(tokens_BL, starts)
         self.slots[:batch], self.starts[:batch] = slots, starts
         self.sizes[self._at["sequences"]], self.sizes[self._at["length"]] = batch, length
         self.counters[:] = 0
         self.crew.perform(self.tables.ctypes.data)
         memory.advance(slots, (length,) * batch, chunk=False)
-        logits_NV = self.logits[: rows * self.padded].view(rows, self.padded)[:, : self.config.vocab_size]
-        logits_BLV = logits_NV.clone().view(batch, length, -1)
+        # Copied by NumPy: a pool of threads that PyTorch wakes would spin on the cores that the crew needs.
+        logits_NV = self.logits.numpy()[: rows * self.padded].reshape(rows, self.padded)[:, : self.config.vocab_size]
+        logits_BLV = torch.from_numpy(logits_NV.copy()).view(batch, length, -1)
         if self.model.output_scale != 1.0:
             logits_BLV *= self.model.output_scale
         cap = self.model.soft_cap
         return logits_BLV if cap is None else cap * torch.tanh(logits_BLV / cap)
+
+    def _read_in(self, tokens_BL: Tensor, starts: Sequence[int]) -> None:
+        """The tokens' vectors, and learned positions, as the first x."""
+        batch, length = tokens_BL.shape
+        if isinstance(self.model.embed, PackedEmbedding):
+            x_ND = torch.from_numpy(self.model.embed.matrix.few_rows(tokens_BL.flatten().numpy()))
+        else:
+            x_ND = self.model.embed(tokens_BL).flatten(0, 1)
+        if self.learned is not None:
+            places = torch.tensor(starts)[:, None] + torch.arange(length)
+            x_ND = self.learned(x_ND.view(batch, length, -1), places).flatten(0, 1)
+        self.x[: x_ND.numel()].copy_(x_ND.reshape(-1))
 
     def _lay_out(self) -> None:
         """Tables of all that does not change, and the scratch areas."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -102,6 +103,16 @@ class Packed(nn.Module):
         tiles, scales = self.tiles[flat // LANES], self.scales[flat // LANES]
         whole = untiled(tiles, scales, self.bits, LANES * len(flat)).view(len(flat), LANES, -1)
         return whole[torch.arange(len(flat)), flat % LANES].view(*index.shape, -1)
+
+    def few_rows(self, index_N: Any) -> Any:
+        """Single rows [N, inputs] in float32, as NumPy arrays: only those rows of their tiles are touched."""
+        tiles = self.tiles.numpy().reshape(len(self.tiles), self.tiles.shape[1], -1, LANES, 4)
+        blocks = tiles[index_N // LANES, :, :, index_N % LANES]  # [N, groups, blocks, 4]
+        if self.bits == 4:
+            blocks = np.concatenate((blocks & 15, blocks >> 4), axis=2)
+        integers = blocks.reshape(len(index_N), -1, GROUP).astype(np.float32) - OFFSETS[self.bits]
+        scales = self.scales.numpy()[index_N // LANES, :, index_N % LANES].astype(np.float32)
+        return (integers * scales[:, :, None]).reshape(len(index_N), -1)
 
     def multiply(self, x: Tensor) -> Tensor:
         """x W^T [..., outputs] in float."""
