@@ -221,7 +221,12 @@ def generate(
 
 
 def chat(
-    run: Run | Path | str, system: str | None = None, device: str = "auto", watch: Watch | None = None, **sampling: Any
+    run: Run | Path | str,
+    system: str | None = None,
+    device: str = "auto",
+    watch: Watch | None = None,
+    bits: int | None = None,
+    **sampling: Any,
 ) -> Talk:
     """A conversation with the model of a run: `for piece in chat("last").say("hello"): ...`.
 
@@ -230,6 +235,7 @@ def chat(
         system: what the model is told beforehand.
         device: `auto`, `cpu`, `cuda` or `mps`.
         watch: told {"kind": "warning"} where the model was not taught to chat.
+        bits: 32, 16, 8 or 4, of the weights while it talks; None: packed ones as they are, floats in 16 where fast.
         sampling: as in `generate`.
 
     Raises:
@@ -238,6 +244,7 @@ def chat(
         RunError, CheckpointError: see `load`; where `nomoat pull` would fetch the model, the error says so.
     """
     from nomoat.data.chat import Chat
+    from nomoat.nn.native import quickest
     from nomoat.talk import Talk
 
     options = _options(sampling, ANSWERING)
@@ -247,7 +254,7 @@ def chat(
         if not _pullable(str(run)):
             raise
         raise RunError(error.what, "it has not been fetched yet", f"nomoat pull {run}") from None
-    model: Any = load(opened, device, watch)
+    model = quickest(load(opened, device, watch), bits)
     template = Chat.of(opened.path)
     if template.own and watch is not None:
         text = f"{opened.name} was not taught to chat: it goes on as if somebody had written the conversation down"

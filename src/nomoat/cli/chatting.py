@@ -45,10 +45,11 @@ ALIASES = {"new": "clear", "quit": "exit"}
 @click.option("--system", metavar="TEXT", help="What the model is told beforehand.")
 @options.sampling
 @options.seed
+@options.bits
 @options.device
 @options.as_json
 @click.pass_obj
-def chat(output: Output, run: str, system: str | None, device: str, **sampling: Any) -> None:
+def chat(output: Output, run: str, system: str | None, device: str, bits: int | None, **sampling: Any) -> None:
     """Talk with the model of RUN.
 
     Ctrl-C stops an answer, Ctrl-D leaves, /help lists the commands. A line that ends with a backslash goes on in the
@@ -56,7 +57,7 @@ def chat(output: Output, run: str, system: str | None, device: str, **sampling: 
     """
     from nomoat import verbs
 
-    talk = verbs.chat(run, system, device, output.event, **options.given(sampling))
+    talk = verbs.chat(run, system, device, output.event, bits, **options.given(sampling))
     Session(output, talk).run()
     output.result({"run": run, "messages": talk.messages, "answers": len(talk.answers)})
 

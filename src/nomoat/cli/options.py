@@ -51,3 +51,11 @@ def budget(function: Callable[..., Any]) -> Callable[..., Any]:
     ):
         function = option(function)
     return function
+
+
+bits = click.option(
+    "--bits",
+    type=click.Choice(["32", "16", "8", "4"]),
+    callback=lambda context, option, value: None if value is None else int(value),
+    help="Bits of the weights in memory. [what is fast]",
+)

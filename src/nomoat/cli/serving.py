@@ -40,7 +40,7 @@ python -c 'import openai; print(openai.OpenAI(base_url="{base}/v1", api_key="{ke
 @options.device
 @options.as_json
 @click.pass_obj
-def serve(output: Output, runs: tuple[str, ...], bits: str | None, **given: Any) -> None:
+def serve(output: Output, runs: tuple[str, ...], bits: int | None, **given: Any) -> None:
     """Serve RUNs to OpenAI's clients; the first is loaded at once, the others when they are asked for."""
     from nomoat import verbs
 
@@ -54,5 +54,5 @@ def serve(output: Output, runs: tuple[str, ...], bits: str | None, **given: Any)
             fields = {"base": event["base"], "name": names[0], "names": ", ".join(names)}
             output.say(LISTENING.format(**fields, header=key[0], key=key[1]))
 
-    verbs.serve(runs, watch, bits=int(bits) if bits else None, **settings)
+    verbs.serve(runs, watch, bits=bits, **settings)
     output.result({"run": runs[0], "stopped": True}, "stopped")
