@@ -27,9 +27,13 @@ from numba import njit
 from peers import record, spread
 
 import nomoat
+from nomoat.core.budget import Budget
 from nomoat.core.checkpoint import save
 from nomoat.core.config import fingerprint
+from nomoat.core.recipe import Recipe
 from nomoat.core.run import Run, load
+from nomoat.data.corpus import library, modules
+from nomoat.data.imported import Imported
 from nomoat.data.tokenizer import train_bpe
 from nomoat.families.lm import LM
 from nomoat.nn.backbone import Backbone
@@ -42,16 +46,15 @@ BATCHES = (1, 8)
 
 def random_run(root: Path) -> Run:
     """The "15 M" Llama with random weights, as a run with a tokenizer."""
-    from nomoat.data.corpus import default_files
-
-    texts = (path.read_text(encoding="utf-8", errors="replace") for path in default_files())
+    texts = (file.path.read_text(encoding="utf-8", errors="replace") for file in modules(library()))
     tokenizer = train_bpe(texts, 32_000)
     config = LM(tokenizer.vocab_size, 1024, Backbone(width=288, depth=6, heads=6, mlp_width=768, dialect=LLAMA))
     model = config.build({})
     for parameter in model.parameters():
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.05)
-    recipe = nomoat.Recipe("random weights, for speed", config, None, nomoat.Budget.parse("1steps"), 1)
+    data = Imported("nowhere", "0" * 64, "random weights")
+    recipe = Recipe("Random weights, for speed.", config, data, Budget("nothing", 1, "steps"), batch_size=1)
     run = Run.create(root, f"random-{fingerprint(config)[:4]}", recipe)
     save(run.checkpoints, 0, {"weights": model.state_dict()}, {})
     tokenizer.save(run.path / "tokenizer.json")
