@@ -186,15 +186,10 @@ def read(path: Path, group: str) -> dict[str, Tensor]:
     Raises:
         CheckpointError: there is no such group, or its file is damaged.
     """
-    from safetensors import safe_open
-
-    name = f"{group}.safetensors"
-    _check(path, name, _entry(path, name))
-    with safe_open(path / name, framework="pt") as file:
-        # Cloned, because what is mapped from a file would keep a deleted checkpoint's room on the disk.
-        found: dict[str, Tensor] = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
-        shared = file.metadata() or {}
-    return found | {alias: found[key] for alias, key in shared.items()}
+    # One by one and cloned: what is mapped counts as memory, and would keep a deleted checkpoint's room on the disk.
+    later = waiting(path, group)
+    made = {id(tensor): tensor.make().clone() for tensor in {id(each): each for each in later.values()}.values()}
+    return {name: made[id(tensor)] for name, tensor in later.items()}
 
 
 def waiting(path: Path, group: str) -> dict[str, Later]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from nomoat.core.checkpoint import Later
 from nomoat.core.errors import ConfigError
 from nomoat.families.lm import LM
-from nomoat.nn.packed import groups_of, packs, tiles_of, untiled
+from nomoat.nn.packed import packs, tiled, untiled
 
 
 def packed(config: LM, tensors: Mapping[str, Later], bits: int) -> tuple[LM, dict[str, Later]]:
@@ -79,7 +79,7 @@ class _Once:
         def make() -> Tensor:
             made = self.kept
             if made is None:
-                made = tiles_of(*groups_of(self.tensor.make(), self.bits), self.bits)
+                made = tiled(self.tensor.make(), self.bits)
             self.kept = made if self.kept is None else None
             return made[place]
 

@@ -20,6 +20,8 @@ from nomoat.core.errors import ConfigError
 
 GROUP, LANES = 32, 16
 OFFSETS = {8: 128, 4: 8}
+ROUND_NUMBERS = 1 << 20
+"""Weights that are packed at a time."""
 SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8)
 """Candidates for the scale of a 4-bit group, as shares of the one that loses no weight off the end."""
 
@@ -64,6 +66,14 @@ def tiles_of(integers_ND: Tensor, scales: Tensor, bits: int) -> tuple[Tensor, Te
     return tiles.flatten(2).contiguous(), scales.view(len(tiles), LANES, -1).transpose(1, 2).contiguous()
 
 
+def tiled(weight_ND: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Weights as tiles and scales, some rows at a time: what is in between takes little memory."""
+    rows = max(LANES, ROUND_NUMBERS // weight_ND.shape[1] // LANES * LANES)
+    parts = [tiles_of(*groups_of(some_RD, bits), bits) for some_RD in weight_ND.split(rows)]
+    tiles, scales = (torch.cat(both) for both in zip(*parts, strict=True))
+    return tiles, scales
+
+
 def untiled(tiles: Tensor, scales: Tensor, bits: int, outputs: int) -> Tensor:
     """The weights [outputs, D] in float that the tiles stand for."""
     blocks = tiles.unflatten(2, (-1, LANES, 4))
@@ -90,7 +100,7 @@ class Packed(nn.Module):
 
     def fill(self, weight_ND: Tensor) -> Packed:
         """Take over weights, rounded."""
-        self.tiles, self.scales = tiles_of(*groups_of(weight_ND, self.bits), self.bits)
+        self.tiles, self.scales = tiled(weight_ND, self.bits)
         return self
 
     def weight(self) -> Tensor:
