@@ -34,9 +34,7 @@ python -c 'import openai; print(openai.OpenAI(base_url="{base}/v1", api_key="{ke
 @click.option("--idle", "idle_minutes", type=click.FloatRange(0), help="Free a model after so many minutes. [never]")
 @click.option("--deadline", "deadline_seconds", type=click.FloatRange(1), help="Longest time of a request, s. [600]")
 @click.option("--drain", "drain_seconds", type=click.FloatRange(0), help="Time to end in when told to stop, s. [30]")
-@click.option(
-    "--bits", type=click.Choice(["32", "16", "8", "4"]), help="Bits of the weights while it runs. [what is fast]"
-)
+@options.bits
 @options.device
 @options.as_json
 @click.pass_obj
