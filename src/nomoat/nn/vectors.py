@@ -360,26 +360,6 @@ def rounded(ty, x):
 
 
 @intrinsic
-def floated(ty, x):
-    """The float that a bfloat16's bits stand for."""
-
-    def code(context, b, signature, given):
-        return b.bitcast(b.shl(b.zext(given[0], I32), I32(16)), F32)
-
-    return types.float32(types.uint16), code
-
-
-@intrinsic
-def from_half(ty, x):
-    """The float that a half float's bits stand for."""
-
-    def code(context, b, signature, given):
-        return b.fpext(b.bitcast(given[0], F16), F32)
-
-    return types.float32(types.uint16), code
-
-
-@intrinsic
 def add_to(ty, address, value):
     """Add to an int64 that other threads see; returns what it was."""
 

@@ -4,29 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
-
-from torch import Tensor
 
 from nomoat.core.errors import ConfigError, NomoatError
+from nomoat.sampling.constrain import Constraint
 from nomoat.sampling.tokens import SamplingOptions
-
-
-class Constraint(Protocol):
-    """Says which tokens may come next."""
-
-    @property
-    def done(self) -> bool:
-        """Nothing more may come."""
-
-    def allowed(self) -> Tensor | None:
-        """True [V] where a token may come next; None: any."""
-
-    def advance(self, token: int) -> None:
-        """Note that the token came."""
-
-    def fork(self) -> Constraint:
-        """An independent copy."""
 
 
 @dataclass(frozen=True)
