@@ -97,6 +97,11 @@ def test_probabilities_sum_to_one_in_every_context(train, context, order):
     assert min(p) > 0
 
 
+@pytest.mark.parametrize("seen", [(1, 1, 2, 1), (2, 3, 1, 3), (6, 3, 4, 6)])  # counts of counts, by the formula 0
+def test_a_discount_of_nothing_would_leave_unseen_tokens_impossible(seen):
+    assert (discounts(np.repeat([1, 2, 3, 4], seen))[1:] > 0).all()
+
+
 def test_longer_contexts_help_on_a_chain_and_none_does_better_than_the_truth():
     train, held_out = chain_documents(300, seed=0), chain_documents(60, seed=0)[::-1]
     bits = [KneserNey(stream(train), 4, EOT, n).bits(stream(held_out)).mean() for n in (1, 2, 3, 5)]

@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nomoat.quantising import quantize
     from nomoat.verbs import (
         chat,
         doctor,
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
         make,
         plan,
         pull,
-        quantize,
         resume,
         runs,
         serve,
@@ -39,11 +39,13 @@ __all__ = [
     "chat", "doctor", "evaluate", "export", "generate", "import_model", "load", "make", "plan", "pull", "quantize",
     "resume", "runs", "serve", "surprise", "train",
 ]  # fmt: skip
+_HOMES = {"quantize": "nomoat.quantising"}
+"""Where a verb is defined, unless in `nomoat.verbs`."""
 
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        return getattr(import_module("nomoat.verbs"), name)
+        return getattr(import_module(_HOMES.get(name, "nomoat.verbs")), name)
     raise AttributeError(f"module 'nomoat' has no attribute '{name}'")
 
 
@@ -55,7 +57,8 @@ class _Part(ModuleType):
     """A part that bears a verb's name (`train`, `evaluate`, `doctor`): calling it is calling the verb."""
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
-        return getattr(import_module("nomoat.verbs"), self.__name__.rpartition(".")[2])(*arguments, **options)
+        name = self.__name__.rpartition(".")[2]
+        return getattr(import_module(_HOMES.get(name, "nomoat.verbs")), name)(*arguments, **options)
 
 
 class _Package(ModuleType):

@@ -2,7 +2,7 @@
 
     path, budget -> make -> Run            recipe -> train -> Run -> resume -> Run            name -> pull -> Run
     run -> generate, chat, evaluate, surprise, serve    runs, doctor, load
-    path -> import_model -> Run -> quantize -> Run -> export -> path
+    path -> import_model -> Run -> export -> path
 
 `watch` is told what happens on the way, as dicts with a `kind`: `ingest`, `phase`, `step`, `evaluate`, `sample`,
 `keep`, `warning`, `text`, `score`, `fetch`, `unpack`, `listening`. Nothing here imports torch before it is needed.
@@ -24,7 +24,6 @@ from nomoat.core.errors import ConfigError, RunError, nearest
 from nomoat.core.recipe import Recipe, find
 from nomoat.core.run import Run
 from nomoat.making import Spending
-from nomoat.quantising import quantize as quantize
 from nomoat.texts import excerpt_of, held_out, spelling, task_of, texts_of
 
 if TYPE_CHECKING:

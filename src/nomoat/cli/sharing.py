@@ -1,6 +1,6 @@
 """import, export, quantize: models from other programs, for them, and in fewer bits.
 
-path -> nomoat.verbs.import_model -> run -> quantize -> run -> nomoat.verbs.export -> folder or file
+path -> nomoat.verbs.import_model -> run -> nomoat.quantising.quantize -> run -> nomoat.verbs.export -> folder or file
 """
 
 from __future__ import annotations
@@ -66,10 +66,10 @@ def export(output: Output, run: str, to: str, path: str | None, dtype: str) -> N
 @click.pass_obj
 def quantize(output: Output, run: str, text: str | None, bits: str) -> None:
     """Make a run of RUN's model in 8 or 4 bits; the loss is measured on TEXT (or on the held-out part)."""
-    from nomoat import verbs
+    from nomoat import quantising
 
     start = time.perf_counter()
-    made = verbs.quantize(run, int(bits), text, watch=output.event)
+    made = quantising.quantize(run, int(bits), text, watch=output.event)
     found = next(iter(made.metrics("quantize")), None)
     fields = {"run": made.path.resolve(), "seconds": time.perf_counter() - start}
     if found is None:
