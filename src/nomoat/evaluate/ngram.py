@@ -141,8 +141,7 @@ def discounts(counts_G: Ids) -> NDArray[np.float64]:
         return np.array([0.0, 0.5, 1.0, 1.5])
     share = n[1] / (n[1] + 2 * n[2])
     found = [k - (k + 1) * share * n[k + 1] / n[k] for k in (1, 2, 3)]
-    if not all(
-        0 < discount <= k for k, discount in enumerate(found, 1)
-    ):  # with none, what was not seen would be impossible
+    # With a discount of nothing, what was not seen would be impossible.
+    if not all(0 < discount <= k for k, discount in enumerate(found, 1)):
         return np.array([0.0, 0.5, 1.0, 1.5])
     return np.array([0.0, *found])
