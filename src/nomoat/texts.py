@@ -47,17 +47,19 @@ def held_out(run: Run) -> Excerpt:
 
 
 def data_folder(run: Run) -> Path:
-    """The folder of a run's shards, the first where it has several.
+    """The folder of a run's shards, the first where it has several: where the recipe says, or else beside the run.
 
     Raises:
         DataError: the run was not trained on shards, or they are gone.
     """
     path = getattr(run.recipe.data, "path", None)
     folder = Path(path if isinstance(path, str) else (path or ("",))[0])
-    if not path or not folder.is_dir():
-        why = getattr(run.recipe.data, "absent", f"looked for {path}")
+    beside = run.path.parent / "data" / folder.name  # the runs were moved, or the command runs in another folder
+    found = next((each for each in (folder, beside) if path and (each / "tokenizer.json").is_file()), None)
+    if found is None:
+        why = getattr(run.recipe.data, "absent", f"looked for {path} and {beside}")
         raise DataError(f"the data of {run.name} is not there", why, "name a file or folder to measure it on")
-    return folder
+    return found
 
 
 def texts_of(files: Iterable[Path | str]) -> dict[str, str]:
