@@ -140,9 +140,10 @@ class LanguageModel(Family):
     def begin(self, batch: Batch, memory: Memory, slots: Sequence[int]) -> None:
         """A language model has nothing to read before its first token."""
 
-    def decode(self, tokens_BL: Tensor, memory: Memory, slots: Sequence[int]) -> Tensor:
-        """Append tokens [B, L] to the slots and return the logits [B, L, V] after each of them."""
+    def decode(self, tokens_BL: Tensor, memory: Memory, slots: Sequence[int], last: bool = False) -> Tensor:
+        """Append tokens [B, L] to the slots and return the logits [B, L, V] after each; `last`: [B, 1, V]."""
         x_BLD = self.stack(self.embed(tokens_BL), None, Ports(), memory, slots).x_BLD * self.output_scale
+        x_BLD = x_BLD[:, -1:] if last else x_BLD
         layer = self.embed if self.output is None else self.output
         packed = getattr(layer, "matrix", None)
         logits_BLV = F.linear(x_BLD, self.table).float() if packed is None else packed.multiply(x_BLD)
