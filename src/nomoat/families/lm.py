@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nomoat.core.device import hollow
 from nomoat.core.errors import ConfigError
 from nomoat.core.family import Family, Parts
 from nomoat.core.types import Batch, Loss, Ports
@@ -58,7 +59,7 @@ class LM:
     def build(self, parts: Parts) -> LanguageModel:
         if self.bits == 16:
             return LanguageModel(self)
-        with torch.device("meta"):  # the float weights are never there, not even for a moment
+        with hollow():  # the float weights are never there, not even for a moment
             model = LanguageModel(self)
         return pack_(model, self.bits)
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from nomoat.core.checkpoint import Later
+from nomoat.core.device import hollow
 from nomoat.core.errors import DataError
 from nomoat.families.lm import LM
 from nomoat.nn.backbone import Backbone
@@ -184,7 +185,7 @@ def wholes(config: LM, names: Names) -> dict[str, Whole]:
     Raises:
         DataError: the architecture has no place for one of them.
     """
-    with torch.device("meta"):
+    with hollow():
         own = replace(config, bits=16).build({}).state_dict()
     backbone = config.backbone
     qkv = [size * backbone.head_size for size in (backbone.heads, backbone.groups, backbone.groups)]

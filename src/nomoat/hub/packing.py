@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from nomoat.core.checkpoint import Later
+from nomoat.core.device import hollow
 from nomoat.core.errors import ConfigError
 from nomoat.families.lm import LM
 from nomoat.nn.packed import LANES, packs, tiled, untiled
@@ -30,7 +31,7 @@ def packed(config: LM, tensors: Mapping[str, Later], bits: int) -> tuple[LM, dic
     if config.bits != 16:
         raise ConfigError(f"this model holds weights of {config.bits} bits already", fix="quantize the float model")
     small = replace(config, bits=bits)
-    with torch.device("meta"):
+    with hollow():
         names = {f"{name}.weight" for name, module in config.build({}).named_modules() if packs(module)}
         wanted = small.build({}).state_dict()
     if not names & tensors.keys():
@@ -49,7 +50,7 @@ def packed(config: LM, tensors: Mapping[str, Later], bits: int) -> tuple[LM, dic
 
 def unpacked(config: LM, tensors: Mapping[str, Later]) -> dict[str, Later]:
     """The float tensors that a packed model's stand for; those of a float model as they are."""
-    with torch.device("meta"):
+    with hollow():
         shapes = {name: weight.shape for name, weight in replace(config, bits=16).build({}).state_dict().items()}
     found = {name: tensor for name, tensor in tensors.items() if not name.endswith((".tiles", ".scales"))}
     for name, tiles in tensors.items():
@@ -67,7 +68,7 @@ def _unpack(tiles: Later, scales: Later, bits: int, outputs: int) -> Tensor:
 
 
 class _Once:
-    """A matrix's tiles and scales, which are made together, some rows at a time: the scales, few, wait for their turn."""
+    """A matrix's tiles and scales, made together, some rows at a time; the scales, which are few, wait their turn."""
 
     def __init__(self, tensor: Later, bits: int) -> None:
         self.tensor, self.bits = tensor, bits
