@@ -83,7 +83,7 @@ def test_a_table_is_packed_and_saved_without_ever_being_whole_and_read_once(tmp_
     assert sum(seen) == 1000 and max(seen) == 24, "read more than once, or more than its pieces"
     assert checkpoint.verify(path) is None
     read = checkpoint.read(path, "weights")
-    assert small.bits == 8 and list(read).index("embed.matrix.tiles") + 1 == list(read).index("embed.matrix.scales")
+    assert small.bits == 8
     wanted = tiled(torch.cat(list(pieces())), 8)
     assert torch.equal(read["embed.matrix.tiles"], wanted[0]) and torch.equal(read["embed.matrix.scales"], wanted[1])
 
