@@ -134,7 +134,7 @@ if len(sys.argv) > 1:
     run = nomoat.import_model(sys.argv[1], root=sys.argv[2], dtype="q8")
     model = quickest(load(run))
     memory = model.memory(1, 512)
-    model.decode(torch.ones(1, 128, dtype=torch.int64), memory, [0])
+    model.decode(torch.ones(1, 128, dtype=torch.int64), memory, [0], last=True)
     for _ in range(64):
         model.decode(torch.ones(1, 1, dtype=torch.int64), memory, [0])
     held = sum(t.nbytes for t in (*model.model.parameters(), *model.model.buffers()))

@@ -262,12 +262,12 @@ def test_ctrl_c_in_an_answer_ends_it_and_keeps_what_was_said(here, monkeypatch, 
     inner = talk.model.decode
     count = 0
 
-    def decode(*given):
+    def decode(*given, **more):
         nonlocal count
         count += 1
         if count == 4:
             os.kill(os.getpid(), signal.SIGINT)
-        return inner(*given)
+        return inner(*given, **more)
 
     monkeypatch.setattr(talk.model, "decode", decode)
     session = Session(Lines(), talk)

@@ -28,6 +28,8 @@ from nomoat.core.errors import CheckpointError
 
 MANIFEST, STATE = "manifest.json", "state.json"
 PIECE_BYTES = 1 << 24
+ROW_NUMBERS = 1 << 20
+"""Numbers of a tensor that are read at once, where it can be read by rows."""
 _NAME = re.compile(r"step-(\d+)(\.old)?")
 _TYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
@@ -44,11 +46,27 @@ class Later:
         shape: its sizes.
         dtype: its type.
         make: makes it, on the CPU; called anew each time.
+        pieces: makes the same, some whole rows at a time, where that is possible.
     """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     make: Callable[[], Tensor]
+    pieces: Callable[[], Iterator[Tensor]] | None = None
+
+    @classmethod
+    def by_rows(cls, shape: tuple[int, ...], dtype: torch.dtype, pieces: Callable[[], Iterator[Tensor]]) -> Later:
+        """One that is made some rows at a time."""
+
+        def make() -> Tensor:
+            made = list(pieces())
+            return made[0] if len(made) == 1 else torch.cat(made)
+
+        return cls(shape, dtype, make, pieces)
+
+    def rows(self) -> Iterator[Tensor]:
+        """Its rows in order, in as small pieces as they can be had."""
+        return iter((self.make(),)) if self.pieces is None else self.pieces()
 
     @property
     def nbytes(self) -> int:
@@ -214,12 +232,19 @@ def read_later(path: Path) -> tuple[dict[str, Later], dict[str, str]]:
 
     types = {word: dtype for dtype, word in _TYPES.items()}
 
-    def reading(key: str) -> Callable[[], Tensor]:
+    def reading(key: str, shape: tuple[int, ...], dtype: torch.dtype) -> Later:
         def make() -> Tensor:
             with safe_open(path, framework="pt") as file:
                 return file.get_tensor(key)
 
-        return make
+        def pieces() -> Iterator[Tensor]:
+            step = max(1, ROW_NUMBERS // math.prod(shape[1:]))
+            for start in range(0, shape[0], step):
+                with safe_open(path, framework="pt") as file:  # opened anew: what is mapped counts as memory
+                    piece = file.get_slice(key)[start : start + step]
+                yield piece
+
+        return Later(shape, dtype, make, pieces if math.prod(shape) > ROW_NUMBERS else None)
 
     try:
         with safe_open(path, framework="pt") as file:
@@ -228,7 +253,7 @@ def read_later(path: Path) -> tuple[dict[str, Later], dict[str, str]]:
         shapes = {key: (tuple(part.get_shape()), types[part.get_dtype()]) for key, part in slices.items()}
     except (SafetensorError, OSError, KeyError) as error:
         raise CheckpointError(f"{path.name} is no safetensors file that can be read", str(error)) from error
-    return {key: Later(shape, dtype, reading(key)) for key, (shape, dtype) in shapes.items()}, texts
+    return {key: reading(key, *kind) for key, kind in shapes.items()}, texts
 
 
 def state(path: Path) -> dict[str, Any]:
@@ -257,8 +282,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Some], metadata: Mapping[str
     shared: dict[str, str] = {}
     order: list[Some] = []
     offset = 0
-    # Wider types first, as the format's own writer does, so that every tensor is aligned when mapped.
-    for name, tensor in sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])):
+    # Wider types first, as the format's own writer does, so that every tensor is aligned when mapped; before them what
+    # fills whole words, in the order given: a matrix's tiles stand beside the scales that are made with them.
+    for name, tensor in sorted(tensors.items(), key=lambda item: _order(*item)):
         place = (tensor.data_ptr(), tensor.stride(), tensor.device) if isinstance(tensor, Tensor) else (name,)
         place = (*place, tensor.shape, tensor.dtype)
         if tensor.nbytes and place in first and metadata is None:
@@ -288,17 +314,25 @@ def write_tensors(path: Path, tensors: Mapping[str, Some], metadata: Mapping[str
     return {"bytes": count, "sha256": taken.hexdigest()}
 
 
+def _order(name: str, tensor: Some) -> tuple[Any, ...]:
+    """Where a tensor stands in its file; Python's sort keeps the order of equals."""
+    return (0,) if tensor.nbytes % 8 == 0 else (1, -tensor.dtype.itemsize, name)
+
+
 def _pieces(head: bytes, tensors: list[Some]) -> Iterator[memoryview]:
     yield memoryview(head)
     for tensor in tensors:
         if tensor.nbytes:
-            made = tensor.make() if isinstance(tensor, Later) else tensor
-            assert (made.shape, made.dtype) == (torch.Size(tensor.shape), tensor.dtype)
-            flat = made.detach().cpu().contiguous().view(-1).view(torch.uint8)
-            view = flat.numpy().data
-            for start in range(0, len(view), PIECE_BYTES):
-                yield view[start : start + PIECE_BYTES]
-            del made, flat, view  # before the next one is made
+            written = 0
+            for made in tensor.rows() if isinstance(tensor, Later) else (tensor,):
+                assert (made.shape[1:], made.dtype) == (torch.Size(tensor.shape[1:]), tensor.dtype)
+                flat = made.detach().cpu().contiguous().view(-1).view(torch.uint8)
+                view = flat.numpy().data
+                written += len(view)
+                for start in range(0, len(view), PIECE_BYTES):
+                    yield view[start : start + PIECE_BYTES]
+                del made, flat, view  # before the next one is made
+            assert written == tensor.nbytes
 
 
 def _put(fresh: Path, target: Path) -> None:

@@ -332,13 +332,13 @@ def load(
 
 def _filled(recipe: Recipe, parts: Mapping[str, Any] | None, tensors: dict[str, Any]) -> Family:
     """The recipe's family around these very tensors, in its own types: nothing is drawn, nothing held twice."""
-    import torch
+    from nomoat.core.device import hollow
 
     if recipe.start or recipe.adapt:
         family = recipe.build(parts)  # it begins with weights of its own
         family.load_state_dict(tensors)
         return family
-    with torch.device("meta"):
+    with hollow():
         family = recipe.build(parts)
     own = family.state_dict()
     fitting = {name: tensor.to(own[name].dtype) if name in own else tensor for name, tensor in tensors.items()}

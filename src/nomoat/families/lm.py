@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nomoat.core.device import hollow
 from nomoat.core.errors import ConfigError
 from nomoat.core.family import Family, Parts
 from nomoat.core.types import Batch, Loss, Ports
@@ -58,7 +59,7 @@ class LM:
     def build(self, parts: Parts) -> LanguageModel:
         if self.bits == 16:
             return LanguageModel(self)
-        with torch.device("meta"):  # the float weights are never there, not even for a moment
+        with hollow():  # the float weights are never there, not even for a moment
             model = LanguageModel(self)
         return pack_(model, self.bits)
 
@@ -140,9 +141,10 @@ class LanguageModel(Family):
     def begin(self, batch: Batch, memory: Memory, slots: Sequence[int]) -> None:
         """A language model has nothing to read before its first token."""
 
-    def decode(self, tokens_BL: Tensor, memory: Memory, slots: Sequence[int]) -> Tensor:
-        """Append tokens [B, L] to the slots and return the logits [B, L, V] after each of them."""
+    def decode(self, tokens_BL: Tensor, memory: Memory, slots: Sequence[int], last: bool = False) -> Tensor:
+        """Append tokens [B, L] to the slots and return the logits [B, L, V] after each; `last`: [B, 1, V]."""
         x_BLD = self.stack(self.embed(tokens_BL), None, Ports(), memory, slots).x_BLD * self.output_scale
+        x_BLD = x_BLD[:, -1:] if last else x_BLD
         layer = self.embed if self.output is None else self.output
         packed = getattr(layer, "matrix", None)
         logits_BLV = F.linear(x_BLD, self.table).float() if packed is None else packed.multiply(x_BLD)

@@ -12,10 +12,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from nomoat.core import checkpoint
 from nomoat.core.checkpoint import Later
+from nomoat.core.device import hollow
 from nomoat.core.errors import CheckpointError, ConfigError, RunError, nearest
 from nomoat.core.run import Run
 from nomoat.families.lm import LM
@@ -87,7 +86,7 @@ def weights_of(run: Run) -> dict[str, Later]:
     ours = checkpoint.waiting(found.path, "weights")
     if "ema" in checkpoint.groups(found.path):
         ours |= checkpoint.waiting(found.path, "ema")
-    with torch.device("meta"):
+    with hollow():
         wanted = {name: tuple(tensor.shape) for name, tensor in run.recipe.family.build({}).state_dict().items()}
     if {name: tensor.shape for name, tensor in ours.items()} != wanted:
         raise CheckpointError(f"the weights of {run.name} do not fit its recipe")

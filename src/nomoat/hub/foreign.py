@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nomoat.core.checkpoint import Later, read_later
+from nomoat.core.checkpoint import ROW_NUMBERS, Later, read_later
 from nomoat.core.errors import DataError, NomoatError
 from nomoat.data.licence import LicenceFinder
 from nomoat.data.spdx import licence_id
@@ -89,13 +90,21 @@ def later(header: Header, name: str) -> Later:
     """A tensor of a GGUF: in its own type where it has no blocks, else in float32."""
     place = header.tensors[name]
 
-    def make() -> Tensor:
-        rows_RS = header.read(name)
+    def made(first: int, count: int, shape: tuple[int, ...]) -> Tensor:
+        rows_RS = header.read(name, first, count)
         if place.kind in PLAIN:
-            return torch.from_numpy(rows_RS).view(DTYPES[place.kind]).view(place.shape)
-        return torch.from_numpy(unpack(place.kind, rows_RS)).view(place.shape)
+            return torch.from_numpy(rows_RS).view(DTYPES[place.kind]).view(shape)
+        return torch.from_numpy(unpack(place.kind, rows_RS)).view(shape)
 
-    return Later(place.shape, DTYPES.get(place.kind, torch.float32), make)
+    def pieces() -> Iterator[Tensor]:
+        step = max(1, ROW_NUMBERS // place.shape[1])
+        for first in range(0, place.rows, step):
+            count = min(step, place.rows - first)
+            yield made(first, count, (count, place.shape[1]))
+
+    dtype = DTYPES.get(place.kind, torch.float32)
+    whole = partial(made, 0, place.rows, place.shape)
+    return Later(place.shape, dtype, whole, pieces if len(place.shape) == 2 else None)
 
 
 def open_gguf(path: Path) -> tuple[Header, LM, Names]:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -107,22 +107,22 @@ def typed(tensors: Mapping[str, Later], word: str) -> dict[str, Later]:
         DataError: when one is made, and that type cannot hold it.
     """
 
-    def fitting(name: str, tensor: Later, dtype: torch.dtype) -> Callable[[], Tensor]:
-        def make() -> Tensor:
-            made = tensor.make()
-            cast = made.to(dtype)
-            if dtype == torch.float16 and bool((cast.isinf() & made.isfinite()).any()):
-                largest = float(made.abs().max())
-                raise DataError(f"`{name}` holds {largest:.3g}", "f16 ends at 65,504", "use bf16 or f32")
-            return cast
+    def fitting(name: str, tensor: Later, dtype: torch.dtype) -> Callable[[], Iterator[Tensor]]:
+        def pieces() -> Iterator[Tensor]:
+            for made in tensor.rows():
+                cast = made.to(dtype)
+                if dtype == torch.float16 and bool((cast.isinf() & made.isfinite()).any()):
+                    largest = float(made.abs().max())
+                    raise DataError(f"`{name}` holds {largest:.3g}", "f16 ends at 65,504", "use bf16 or f32")
+                yield cast
 
-        return make
+        return pieces
 
     found = {}
     for name, tensor in tensors.items():
         dtype = DTYPES.get(word, torch.float32 if tensor.dtype == torch.float64 else tensor.dtype)
         same = dtype == tensor.dtype
-        found[name] = tensor if same else Later(tensor.shape, dtype, fitting(name, tensor, dtype))
+        found[name] = tensor if same else Later.by_rows(tensor.shape, dtype, fitting(name, tensor, dtype))
     return found
 
 
@@ -130,14 +130,15 @@ def told(tensors: Mapping[str, Later], kind: str, watch: Watch | None) -> dict[s
     """The same, telling `watch` {"kind", "done", "total"} in bytes as they are made."""
     total, done = sum(tensor.nbytes for tensor in tensors.values()), 0
 
-    def telling(tensor: Later) -> Callable[[], Tensor]:
-        def make() -> Tensor:
+    def telling(tensor: Later) -> Callable[[], Iterator[Tensor]]:
+        def pieces() -> Iterator[Tensor]:
             nonlocal done
-            made, done = tensor.make(), done + tensor.nbytes
-            if watch is not None:
-                watch({"kind": kind, "done": done, "total": total})
-            return made
+            for made in tensor.rows():
+                done += made.nbytes
+                if watch is not None:
+                    watch({"kind": kind, "done": done, "total": total})
+                yield made
 
-        return make
+        return pieces
 
-    return {name: replace(tensor, make=telling(tensor)) for name, tensor in tensors.items()}
+    return {name: Later.by_rows(tensor.shape, tensor.dtype, telling(tensor)) for name, tensor in tensors.items()}

@@ -29,8 +29,8 @@ class LayerMemory(Protocol):
     def reserve(self, slot: int, length: int) -> None:
         """Make room for `length` tokens in the slot; what it holds stays."""
 
-    def fork(self, source: int, target: int) -> None:
-        """Make the target slot an independent copy of the source slot, snapshots included."""
+    def fork(self, source: int, target: int, length: int) -> None:
+        """Make the target slot an independent copy of the source slot, which holds `length` tokens; snapshots too."""
 
     def rewind(self, slot: int, length: int) -> int:
         """Go back to the greatest length that can be reached and is not above `length`; return it (0 always can)."""
@@ -70,8 +70,10 @@ class Memory:
     def fork(self, source: int, target: int) -> None:
         """Make the target slot an independent copy of the source slot."""
         if source != target:
-            for layer in (*self.layers, *self.contexts):
-                layer.fork(source, target)
+            for layer in self.layers:
+                layer.fork(source, target, self.lengths[source])
+            for context in self.contexts:
+                context.fork(source, target, self.context_lengths[source])
             for held in (self.lengths, self.context_lengths, self.reserved):
                 held[target] = held[source]
 
@@ -151,9 +153,10 @@ class AttentionMemory:
         """Keys and values [B, G, reach, K] of the rows: views where the rows are a slice and the dtype is kept."""
         return self.keys[rows, :, :reach].to(dtype), self.values[rows, :, :reach].to(dtype)
 
-    def fork(self, source: int, target: int) -> None:
-        """Copy the slot."""
-        self.keys[target], self.values[target] = self.keys[source], self.values[source]
+    def fork(self, source: int, target: int, length: int) -> None:
+        """Copy what the slot holds; what lies behind it is not seen."""
+        for kept in (self.keys, self.values):
+            kept[target, :, :length] = kept[source, :, :length]
 
     def rewind(self, slot: int, length: int) -> int:
         """Any length can be reached: what lies behind it is not seen and written over."""

@@ -184,14 +184,15 @@ class Native:
         """Nothing to read before the first token."""
 
     @torch.no_grad()
-    def decode(self, tokens_BL: Tensor, memory: Memory, slots: Sequence[int]) -> Tensor:
-        """Append tokens [B, L] to the slots and return the logits [B, L, V] after each of them, in float."""
+    def decode(self, tokens_BL: Tensor, memory: Memory, slots: Sequence[int], last: bool = False) -> Tensor:
+        """Append tokens [B, L] to the slots and return the logits [B, L, V] after each, in float; `last`: [B, 1, V]."""
         from nomoat.nn.steps import ROWS
 
         with self._one:
             if tokens_BL.numel() > ROWS:
-                return self.model.decode(tokens_BL, memory, slots)
-            return self._step(tokens_BL, memory, slots)
+                return self.model.decode(tokens_BL, memory, slots, last)
+            logits_BLV = self._step(tokens_BL, memory, slots)
+            return logits_BLV[:, -1:] if last else logits_BLV
 
     def _step(self, tokens_BL: Tensor, memory: Memory, slots: Sequence[int]) -> Tensor:
         batch, length = tokens_BL.shape

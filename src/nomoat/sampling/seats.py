@@ -127,15 +127,15 @@ class Seats:
         """Make sure that the seat can be rewound to where it stands."""
         self._snapshot([seat.number])
 
-    def feed(self, seats: Sequence[Seat], tokens: Sequence[Sequence[int]]) -> Tensor:
-        """Read as many tokens in each of the seats and return the logits [B, L, V] after each of them."""
+    def feed(self, seats: Sequence[Seat], tokens: Sequence[Sequence[int]], last: bool = False) -> Tensor:
+        """Read as many tokens in each of the seats and return the logits [B, L, V] after each; `last`: [B, 1, V]."""
         length = len(tokens[0])
         for seat in seats:
             if seat.read + length > seat.room:
                 seat.room = min(self.length, max(seat.read + length, seat.room + self.block))
                 self.memory.reserve(seat.number, seat.room)
         tokens_BL = torch.tensor(tokens, device=self._device)
-        logits_BLV = self.model.decode(tokens_BL, self.memory, [seat.number for seat in seats])
+        logits_BLV = self.model.decode(tokens_BL, self.memory, [seat.number for seat in seats], last)
         for seat in seats:
             seat.read += length
         return logits_BLV

@@ -195,7 +195,7 @@ class Engine:
         if start < seat.parted < end:
             end = seat.parted  # where two texts parted a third may part too: a state is kept there
         if start < end:
-            logits_BLV = self._seats.feed([seat], [ask.tokens[start:end]])
+            logits_BLV = self._seats.feed([seat], [ask.tokens[start:end]], last=not ask.prompt_logprobs)
             self._seats.remember(seat)
             if ask.prompt_logprobs:
                 for chosen in tell(logits_BLV[0].float(), ask.tokens[start + 1 : end + 1], ask.top_logprobs):
@@ -233,7 +233,8 @@ class Engine:
                 groups.setdefault(row.seat.waiting + len(row.draft.tokens), []).append(row)
         for members in groups.values():
             tokens = [[*row.seat.tokens[row.seat.read :], *row.draft.tokens] for row in members]
-            logits_BLV = self._seats.feed([row.seat for row in members], tokens)
+            drafted = any(row.draft.tokens for row in members)
+            logits_BLV = self._seats.feed([row.seat for row in members], tokens, last=not drafted)
             self._counts["steps"] += 1
             plain = [index for index, row in enumerate(members) if not row.draft.tokens]
             if plain:
