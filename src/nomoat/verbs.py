@@ -24,6 +24,7 @@ from nomoat.core.errors import ConfigError, RunError, nearest
 from nomoat.core.recipe import Recipe, find
 from nomoat.core.run import Run
 from nomoat.making import Spending
+from nomoat.sampling.manner import ANSWERING, WRITING
 from nomoat.texts import excerpt_of, held_out, spelling, task_of, texts_of
 
 if TYPE_CHECKING:
@@ -39,11 +40,6 @@ if TYPE_CHECKING:
     from nomoat.train.plan import Forecast
 
 Watch = Callable[[Mapping[str, Any]], None]
-
-WRITING = {"temperature": 0.8, "top_p": 0.95}
-"""How text is drawn unless said otherwise: a small model's own distribution has too long a tail to read well."""
-ANSWERING = {"temperature": 0.6, "top_p": 0.95, "max_tokens": 512}
-"""How answers are drawn: nearer to the likeliest than a story."""
 
 
 def make(
@@ -246,7 +242,7 @@ def chat(
     from nomoat.nn.native import quickest
     from nomoat.talk import Talk
 
-    options = _options(sampling, ANSWERING)
+    options = _options(sampling, {**ANSWERING, "max_tokens": 512})
     try:
         opened = Run.open(run)
     except RunError as error:

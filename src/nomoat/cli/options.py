@@ -24,9 +24,11 @@ def sampling(function: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; may be given several times."),
         click.option("--min-p", type=click.FloatRange(0, 1), help="Only tokens of this share of the best. [0]"),
-        click.option("--top-p", type=click.FloatRange(0, 1), help="Only tokens that make up this share. [0.95]"),
+        click.option(
+            "--top-p", type=click.FloatRange(0, 1), help="Only tokens that make up this share. [0.95; chat: 0.9]"
+        ),
         click.option("--top-k", type=click.IntRange(0), help="Only the k likeliest tokens; 0: all. [0]"),
-        click.option("--temperature", type=click.FloatRange(0), help="0: always the likeliest token. [0.8; chat: 0.6]"),
+        click.option("--temperature", type=click.FloatRange(0), help="0: always the likeliest token. [0.8; chat: 0.2]"),
         click.option("--max-tokens", type=click.IntRange(0), help="Stop after so many tokens. [256; chat: 512]"),
     ):
         function = option(function)
