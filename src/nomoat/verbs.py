@@ -16,7 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nomoat import making
+from nomoat import licensing, making
 from nomoat.core import run as _run
 from nomoat.core.budget import Budget
 from nomoat.core.config import override
@@ -46,7 +46,7 @@ ANSWERING = {"temperature": 0.6, "top_p": 0.95, "max_tokens": 512}
 """How answers are drawn: nearer to the likeliest than a story."""
 
 
-def make(
+def make(  # noqa: PLR0913 - what the user may say of one model; each is asked for by name
     path: Path | str | None = None,
     budget: str = "5m",
     licence: str | None = None,
@@ -55,6 +55,7 @@ def make(
     watts: float | None = None,
     seed: int = 0,
     watch: Watch | None = None,
+    allow: str | None = None,
 ) -> Run:
     """Make a model from files within a budget, which is for the whole way from reading to the report.
 
@@ -68,16 +69,17 @@ def make(
         watts: what the machine draws, for budgets in energy and for the card, where it cannot be measured.
         seed: same seed, same model (on the same machine, for the same number of steps).
         watch: told what happens.
+        allow: why it may be made although the licences of the files cannot be kept together; recorded.
 
     Raises:
         ConfigError: a budget of nothing, or one that cannot be read.
         DataError: nothing to read.
-        RunError, CheckpointError: see `train.loop.train`.
+        RunError, CheckpointError: see `licensing.refuse` and `train.loop.train`.
         StoppedError: Ctrl-C while training; `resume` goes on.
     """
     spending = Spending(Budget.parse(budget, price_per_hour, watts), time.perf_counter(), price_per_hour, watts)
     _checked(device)
-    return making.make(path, spending, licence, device, seed, watch)
+    return making.make(path, spending, licence, device, seed, watch, allow)
 
 
 def plan(
@@ -113,6 +115,7 @@ def train(
     device: str = "auto",
     root: Path | str | None = None,
     watch: Watch | None = None,
+    allow: str | None = None,
 ) -> Run:
     """Train a recipe from the start, in a new run.
 
@@ -122,17 +125,23 @@ def train(
         device: `auto`, `cpu`, `cuda` or `mps`.
         root: the folder of runs; None: $NOMOAT_RUNS or ./runs.
         watch: told what happens.
+        allow: why it may be trained although the licences cannot be kept together; recorded.
 
     Raises:
         ConfigError: an unknown recipe or field, or a value that cannot work.
         DataError: nothing to read.
-        RunError, CheckpointError: see `train.loop.train`.
+        RunError, CheckpointError: see `licensing.refuse` and `train.loop.train`.
         StoppedError: Ctrl-C.
     """
     name = Path(recipe).stem if isinstance(recipe, str | Path) else "recipe"
     wanted = override(find(recipe) if isinstance(recipe, str | Path) else recipe, overrides)
     _checked(device)
-    return making.trained(Run.create(root, name, making.prepared(wanted, root, watch)), device, watch)
+    ready = making.prepared(wanted, root, watch)
+    allowed = licensing.refuse(ready, allow, watch)
+    run = Run.create(root, name, ready)
+    for decision, value, why in allowed:
+        run.decide(decision, value, 0, why)
+    return making.trained(run, device, watch)
 
 
 def resume(run: Run | Path | str, device: str = "auto", watch: Watch | None = None) -> Run:
@@ -392,6 +401,8 @@ def export(
 ) -> Path:
     """Write the model of a run for other programs; returns the new folder or file.
 
+    Where the licences ask for attribution, a NOTICE goes along.
+
     Args:
         run: a run of a language model.
         to: `hf` (a folder for transformers) or `gguf` (a file for llama.cpp).
@@ -406,7 +417,10 @@ def export(
     from nomoat.hub.exporting import export_model
 
     opened = Run.open(run)
-    return export_model(opened, to, path or f"{opened.name}{'.gguf' if to == 'gguf' else '-hf'}", dtype, watch)
+    name = path or f"{opened.name}{'.gguf' if to == 'gguf' else '-hf'}"
+    written = export_model(opened, to, name, dtype, watch)
+    licensing.ship(opened, written)
+    return written
 
 
 def doctor(device: str = "auto") -> list[Finding]:

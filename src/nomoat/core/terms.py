@@ -147,12 +147,14 @@ class Verdict:
         causes: numbers of the streams that bring the first word about: each that does so alone, else the fewest that
             do so together.
         without: what the verdict would be without each cause, and the cheapest way to each better one.
+        targets: licences under which the whole could be offered, where some part wants that.
     """
 
     words: tuple[str, ...]
     terms: Terms
     causes: tuple[int, ...]
     without: tuple[Removal, ...]
+    targets: Texts = NONE
 
     @property
     def word(self) -> str:
@@ -181,7 +183,7 @@ def judge(streams: Sequence[Terms], routes: Routes, sizes: Sequence[float] | Non
         Removal(drop, WORDS[routes.rank(streams[n] for n in everyone if n not in drop)]) for drop in drops if drop
     ]
     removals.sort(key=lambda found: (sum(cost[n] for n in found.streams), found.streams))
-    return Verdict(words, whole, causes, tuple(removals))
+    return Verdict(words, whole, causes, tuple(removals), routes.targets(whole))
 
 
 def _causes(streams: Sequence[Terms], routes: Routes, rank: int) -> tuple[int, ...]:
