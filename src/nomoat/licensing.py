@@ -14,7 +14,6 @@ from typing import Any
 
 from nomoat.core import durable
 from nomoat.core.errors import ConfigError, RunError, nearest
-from nomoat.core.ledger import UNKNOWN
 from nomoat.core.recipe import Recipe
 from nomoat.core.run import Run
 from nomoat.core.terms import LAYERS, USES, Removal, Routes, Terms, Verdict, judge
@@ -108,7 +107,7 @@ class Assessment:
         return "\n".join(lines).rstrip()
 
     def ways(self) -> list[Removal]:
-        """What would change the verdict on the weights, as far as it is worth saying: no cause and over half the data."""
+        """What would change the verdict on the weights; of what is no cause, only what leaves half the data or more."""
         main = self.verdicts["weights"]
         causes = {(n,) for n in main.causes[:3]}
         return [each for each in main.without if each.streams in causes or self.share(each.streams) < 0.5]
@@ -129,7 +128,9 @@ class Assessment:
         """What the weights' terms ask of whoever passes the model on."""
         main = self.verdicts["weights"]
         terms, under = main.terms, sorted(main.terms.share_alike & main.targets or main.targets)
-        offered = f"under {' or '.join(under)}" if under else "under no licence: what these want cannot be met together"
+        offered = (
+            f"under {' or '.join(under)}" if under else "under no licence that all of it allows: keep it, or drop some"
+        )
         said = {
             "names and licence texts go along: `--notice NOTICE` writes them": terms.attribution,
             f"{', '.join(sorted(terms.share_alike))}: a model made public is offered {offered}": terms.share_alike,
@@ -145,9 +146,8 @@ class Assessment:
     def notice(self) -> str:
         """The NOTICE file: who is to be named, with licences and evidence."""
         lines = [f"NOTICE for {self.title}", "", "Made with nomoat (Apache-2.0) from:", ""]
-        for stream in self.streams:
-            if stream.role != "teacher" or stream.bound.layers["weights"].attribution:
-                lines.append(f"- {stream.name}: {stream.licence}. {stream.evidence}".rstrip())
+        named = [each for each in self.streams if each.role != "teacher" or each.bound.layers["weights"].attribution]
+        lines += [f"- {each.name}: {each.licence}. {each.evidence}".rstrip() for each in named]
         terms = self.verdicts["weights"].terms
         lines += ["", *sorted(terms.naming), *(f"Subject to the {policy}." for policy in sorted(terms.policies))]
         return "\n".join(lines).rstrip() + "\n"

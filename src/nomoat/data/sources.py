@@ -121,7 +121,7 @@ def _teacher(origin: Origin, source: str, sizes: tuple[int, int, int], rules: Ru
     bound = rules.of(licence, origin.name if origin.name in rules.overrides else name, own)
     if bound.rules == ("R2",):
         bound = bound._replace(rules=("R12",))
-    evidence = "stated with the data" if stated else "by its name" if licence != UNKNOWN else "no table knows it"
+    evidence = "stated with the data" if stated else "looked up by that name" if licence != UNKNOWN else "unheard of"
     return Stream(source, name, "teacher", licence, bound, *sizes, evidence)
 
 
