@@ -11,7 +11,6 @@ from nomoat.data.licence import LicenceFinder, is_licence_file, of_readme
 from nomoat.data.readers import read
 from nomoat.data.spdx import expression, licence_id, licences_of_text
 
-SHARED = Path(__file__).parents[2] / "shared" / "data"
 MIT = """MIT License
 
 Copyright (c) 2020 Ann
@@ -188,11 +187,11 @@ def test_names_of_licence_files():
     assert not any(map(is_licence_file, ["license.py", "licenses.csv", "relicense", "copyingtool.c", "LICENSE.json"]))
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason=f"needs the shared data, {SHARED} is not there")
-def test_on_the_shared_data_cards():
+def test_on_the_shared_data_cards(shared):
     said = {folder.name: (of_readme((folder / "README.md").read_text(), "README.md") or (None,))[0]
-            for folder in SHARED.iterdir() if (folder / "README.md").exists()}  # fmt: skip
+            for folder in (shared / "data").iterdir() if (folder / "README.md").exists()}  # fmt: skip
     known = {"gsm8k": "MIT", "dialogsum": "CC-BY-NC-SA-4.0", "piqa": "AFL-3.0", "wikitext-2": "CC-BY-SA-3.0"}
+    known |= {"condition-pairs": "LicenseRef-research-only", "alpaca-eval-pairs": "CC-BY-NC-4.0"}
     assert {name: said[name] for name in known} == known
     for name in ("ag-news", "cifar10", "mctest", "nouns", "tiny-coco-256"):
         assert said[name] is None, name

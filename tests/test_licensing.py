@@ -443,11 +443,14 @@ def test_train_and_make_stop_at_the_door_and_keep_the_reason(tmp_path, runs_root
 def test_the_notice_goes_along(tmp_path, runs_root):
     run, target = model(runs_root, "Apache-2.0"), tmp_path / "exported"
     target.mkdir()
-    path = licensing.ship(run, target)
-    assert path is not None and "Apache-2.0" in path.read_text() and run.name in path.read_text()
-    assert licensing.ship(model(runs_root, "CC0-1.0", "free"), target) is None
-    file = tmp_path / "model.gguf"
-    assert licensing.ship(run, file) == tmp_path / "model.gguf.NOTICE"
+    assert licensing.ship(run, target) == target
+    text = (target / "NOTICE").read_text()
+    assert "Apache-2.0" in text and run.name in text
+    (target / "NOTICE").unlink()
+    licensing.ship(model(runs_root, "CC0-1.0", "free"), target)
+    assert not (target / "NOTICE").exists()
+    licensing.ship(run, tmp_path / "model.gguf")
+    assert (tmp_path / "model.gguf.NOTICE").is_file()
 
 
 def test_the_croissant_card(tmp_path):
@@ -470,10 +473,10 @@ def test_a_run_has_no_croissant_card(runs_root, capsys):
     assert "it is a card of data" in capsys.readouterr().err and not Path("x.json").exists()
 
 
-def test_both_spellings_and_json(tmp_path, capsys):
+def test_both_spellings_and_json(tmp_path, capfd):
     folder = put(tmp_path / "d", "Text. ", README_md="Licence: MIT\n")
     for verb in ("licence", "license"):
         assert main([verb, str(folder), "--json"]) == 0
-    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    lines = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
     assert lines[0] == lines[1] and lines[0]["verdict"] == "attribution" and lines[0]["limits"]
     assert lines[0]["streams"][0]["rules"] == ["R2"] and lines[0]["rules"]["R2"]["date"]

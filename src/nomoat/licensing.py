@@ -331,13 +331,11 @@ def write_croissant(found: Assessment, path: Path) -> None:
     path.write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def ship(run: Run | Path | str, exported: Path) -> Path | None:
-    """Put a NOTICE beside an exported model, where the verdict asks for attribution; returns its path."""
-    opened = Run.open(run)
+def ship(run: Run, exported: Path) -> Path:
+    """Put a NOTICE beside an exported model, where the verdict asks for attribution; returns the model's path."""
     rules = Rules()
-    found = assess(opened.name, of_recipe(opened.recipe, rules, opened), rules)
-    if not found.verdicts["weights"].terms.attribution:
-        return None
-    path = exported / "NOTICE" if exported.is_dir() else exported.with_name(f"{exported.name}.NOTICE")
-    write_notice(found, path)
-    return path
+    found = assess(run.name, of_recipe(run.recipe, rules, run), rules)
+    if found.verdicts["weights"].terms.attribution:
+        beside = exported / "NOTICE" if exported.is_dir() else exported.with_name(f"{exported.name}.NOTICE")
+        write_notice(found, beside)
+    return exported

@@ -71,6 +71,16 @@ def prepared(recipe: Recipe, root: Path | str | None, watch: Watch | None) -> Re
     return replace(recipe, data=recipe.data.prepare(data_root(root), watch))
 
 
+def started(name: str, recipe: Recipe, root: Path | str | None, watch: Watch | None, allow: str | None) -> Run:
+    """A new run of a recipe whose files are read and whose licences can be kept, or `allow` says why not."""
+    ready = prepared(recipe, root, watch)
+    decisions = refuse(ready, allow, watch)
+    run = Run.create(root, name, ready)
+    for decision, value, why in decisions:
+        run.decide(decision, value, 0, why)
+    return run
+
+
 def data_root(root: Path | str | None = None) -> Path:
     """Where the shards of files lie: beside the runs made from them."""
     return (Path(root) if root is not None else runs_root()) / "data"

@@ -136,12 +136,7 @@ def train(
     name = Path(recipe).stem if isinstance(recipe, str | Path) else "recipe"
     wanted = override(find(recipe) if isinstance(recipe, str | Path) else recipe, overrides)
     _checked(device)
-    ready = making.prepared(wanted, root, watch)
-    allowed = licensing.refuse(ready, allow, watch)
-    run = Run.create(root, name, ready)
-    for decision, value, why in allowed:
-        run.decide(decision, value, 0, why)
-    return making.trained(run, device, watch)
+    return making.trained(making.started(name, wanted, root, watch, allow), device, watch)
 
 
 def resume(run: Run | Path | str, device: str = "auto", watch: Watch | None = None) -> Run:
@@ -158,8 +153,7 @@ def resume(run: Run | Path | str, device: str = "auto", watch: Watch | None = No
         raise RunError(f"{opened.name} was never trained here", absent, "generate, evaluate or export it")
     if opened.status == "done" and (not making.is_made(opened) or opened.read_json("report.json")):
         return opened
-    ended = making.made if making.is_made(opened) else making.trained
-    return ended(opened, device, watch)
+    return (making.made if making.is_made(opened) else making.trained)(opened, device, watch)
 
 
 def runs(root: Path | str | None = None) -> list[RunSummary]:
@@ -399,9 +393,7 @@ def export(
     dtype: str = "auto",
     watch: Watch | None = None,
 ) -> Path:
-    """Write the model of a run for other programs; returns the new folder or file.
-
-    Where the licences ask for attribution, a NOTICE goes along.
+    """Write the model of a run for other programs, with a NOTICE where licences ask for it; returns the new path.
 
     Args:
         run: a run of a language model.
@@ -417,10 +409,8 @@ def export(
     from nomoat.hub.exporting import export_model
 
     opened = Run.open(run)
-    name = path or f"{opened.name}{'.gguf' if to == 'gguf' else '-hf'}"
-    written = export_model(opened, to, name, dtype, watch)
-    licensing.ship(opened, written)
-    return written
+    target = path or f"{opened.name}{'.gguf' if to == 'gguf' else '-hf'}"
+    return licensing.ship(opened, export_model(opened, to, target, dtype, watch))
 
 
 def doctor(device: str = "auto") -> list[Finding]:

@@ -174,7 +174,7 @@ def judge(streams: Sequence[Terms], routes: Routes, sizes: Sequence[float] | Non
     words, rank = routes.words(whole), routes.rank(streams)
     causes = _causes(streams, routes, rank) if rank else ()
     everyone, cost = range(len(streams)), sizes or [1.0] * len(streams)
-    drops = {(number,) for number in causes} if len(streams) > 1 else set()
+    drops: set[tuple[int, ...]] = {(number,) for number in causes} if len(streams) > 1 else set()
     for better in range(rank):
         kept = max(_kept(streams, routes, better), key=lambda keep: sum(cost[n] for n in keep))
         if kept:

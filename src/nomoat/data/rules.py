@@ -234,5 +234,6 @@ def _read(path: Any) -> dict[str, Any]:
 
 def _damaged(path: Any, name: str, why: str) -> None:
     lines = path.read_text(encoding="utf-8").split("\n")
-    number = next((n for n, line in enumerate(lines, 1) if json.dumps(name, ensure_ascii=False) in line), 1)
+    key = re.compile(re.escape(json.dumps(name, ensure_ascii=False)) + r"\s*:")
+    number = next((n for n, line in enumerate(lines, 1) if key.search(line)), 1)
     raise DataError(f"{path} is damaged", f"line {number}, {name}: {why}", "mend the line, or take it out")

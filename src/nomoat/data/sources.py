@@ -152,8 +152,7 @@ def of_recipe(recipe: Recipe, rules: Rules, run: Run | None = None, role: str = 
         streams += of_ledger(Ledger(tuple(shares), origins), str(ledger.get("title", "data")), rules, own)
     elif "licence" in ledger and run is not None:
         licence = ledger["licence"] or UNKNOWN
-        family = (rules.entry(licence) or {}).get("family")
-        bound = rules.of(licence, run.name, {family} - {None})
+        bound = rules.of(licence, run.name, [str((rules.entry(licence) or {}).get("family"))])
         bound = bound._replace(rules=(*bound.rules, "R13"))
         streams.append(Stream(run.name, run.name, role, licence, bound, evidence=str(ledger.get("evidence") or "")))
     return streams
