@@ -307,6 +307,27 @@ def test_an_origin_is_read_back_as_it_was_written(name, licence, terms):
     assert Origin.of(str(Origin(name, licence, terms))) == Origin(name, licence, terms)
 
 
+def test_teachers_that_conversations_note_in_their_manifest(tmp_path):
+    folder = dataset(tmp_path, "talks", "CC0-1.0")
+    told = json.loads((folder / "dataset.json").read_text())
+    told["settings"]["teachers"] = [{"teacher": "proxy", "terms": "openai", "licence": None, "rows": 1}]
+    (folder / "dataset.json").write_text(json.dumps(told))
+    found = licence(folder)
+    assert found.streams[1].bound.rules == ("R8",) and found.flags()[0].startswith("contract of OpenAI")
+
+
+def test_a_row_that_says_unknown_is_not_talked_out_of_it(tmp_path):
+    folder = tmp_path / "made"
+    folder.mkdir()
+    row = {"messages": [{"role": "user", "content": "a"}], "generation": 1, "licence": "unknown"}
+    row["origin"] = {"teacher": "qwen", "licence": "Apache-2.0", "terms": "none"}
+    (folder / "rows.jsonl").write_text(json.dumps(row))
+    (folder / "report.json").write_text("{}")
+    found = licence(folder)
+    assert found.word == "unknown" and [each.role for each in found.streams] == ["data", "teacher"]
+    assert found.streams[1].bound.rules == ("R12",)
+
+
 def test_overrides_are_kept_with_their_reason_and_printed(tmp_path, capsys):
     folder = put(tmp_path / "d", "Text. ")
     assert main(["licence", str(folder), "--override", "d=CC-BY-4.0"]) == 2

@@ -6,6 +6,7 @@ RUN | DATA ... -> streams -> one verdict each for weights, data, code and output
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import date
@@ -86,12 +87,11 @@ class Assessment:
         lines += [f"  {layer:<9}{self.verdicts[layer].word:<16}{ASKED[layer]}" for layer in LAYERS]
         lines += ["", "What it consists of"]
         for stream in self.streams[:SHOWN]:
-            label, size = (
-                self.label(stream),
-                f"{getattr(stream, self.unit):,} {self.unit}" if stream.bytes else stream.role,
-            )
+            label, size = self.label(stream), stream.role
+            if stream.bytes:
+                size = f"{getattr(stream, self.unit):,} {self.unit}, documents: {stream.documents:,}"
             told = label if label.endswith(stream.licence) else f"{label}: {stream.licence}"
-            lines.append(f"  {told} ({', '.join(stream.bound.rules)}), {size}, {stream.documents:,} documents")
+            lines.append(f"  {told} ({', '.join(stream.bound.rules)}), {size}")
             lines.append(f"    {stream.evidence or 'nobody has said what licence it has'}")
             if stream.bound.override:
                 lines.append(f"    overridden: {stream.bound.override}")
@@ -114,7 +114,8 @@ class Assessment:
 
     @staticmethod
     def _section(title: str, items: Sequence[str]) -> list[str]:
-        return [title, *(f"  - {item}" for item in items), ""] if items else []
+        folded = (textwrap.fill(f"- {item}", 100, initial_indent="  ", subsequent_indent="    ") for item in items)
+        return [title, *folded, ""] if items else []
 
     def flags(self) -> list[str]:
         """What decides nothing by itself, but must be known: contracts and reservations."""

@@ -132,7 +132,7 @@ def document(row: Mapping[str, Any], choice: Choice, source: str, member: str) -
         if value not in (None, ""):
             note(made, key, name, value)
     teacher = Origin.of(made.origin)
-    if made.licence is None and made.generation and (teacher.terms or teacher.licence not in ("", UNKNOWN)):
+    if not made.evidence and made.generation and (teacher.terms or teacher.licence not in ("", UNKNOWN)):
         made.licence = licence_id(teacher.licence) or (OUTPUT if teacher.terms else None)
         made.evidence = f"column origin: written by {teacher.name}"
     return made

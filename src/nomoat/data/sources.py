@@ -10,7 +10,7 @@ makes data ours to read (`nomoat synth`): jsonl rows with `messages`, `origin` {
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,9 @@ from nomoat.data.licence import README_FILE, LicenceFinder
 from nomoat.data.manifest import NAME, Manifest
 from nomoat.data.readers import Found, read, walk
 from nomoat.data.rules import Bound, Rules
+
+ROWS = "rows.jsonl"
+"""What `nomoat synth` writes."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,8 @@ def streams_of(target: Path | str, rules: Rules) -> list[Stream]:
             raise DataError(f"there is no file or folder {target}, and no such run", error.fix, "check it") from error
     if (path / NAME).is_file():
         return of_dataset(path, rules)
-    return of_ledger(summarise(lines_of(path)), path.resolve().name, rules)
+    rows = path / ROWS  # beside them lie a report and what was left out
+    return of_ledger(summarise(lines_of(rows if rows.is_file() else path)), path.resolve().name, rules)
 
 
 def lines_of(path: Path) -> Iterator[tuple[Entry, int, int]]:
@@ -90,10 +94,13 @@ def lines_of(path: Path) -> Iterator[tuple[Entry, int, int]]:
         yield Entry("", found.shown, licence, evidence), 0, found.size
 
 
-def of_dataset(folder: Path, rules: Rules) -> list[Stream]:
-    """The streams of a dataset folder."""
+def of_dataset(folder: Path, rules: Rules, own: Iterable[str] = ()) -> list[Stream]:
+    """The streams of a dataset folder; conversations note their teachers, with licence and terms, in the settings."""
     manifest = Manifest.load(folder)
-    return of_ledger(manifest.licences, manifest.title, rules)
+    ledger, teachers = manifest.licences, manifest.settings.get("teachers")
+    if teachers:
+        ledger = replace(ledger, origins=tuple((str(Origin.of(each)), each["rows"]) for each in teachers))
+    return of_ledger(ledger, manifest.title, rules, own)
 
 
 def of_ledger(ledger: Ledger, source: str, rules: Rules, own: Iterable[str] = ()) -> list[Stream]:
@@ -116,7 +123,7 @@ def of_ledger(ledger: Ledger, source: str, rules: Rules, own: Iterable[str] = ()
 def _teacher(origin: Origin, source: str, sizes: tuple[int, int, int], rules: Rules, own: Iterable[str]) -> Stream:
     """What a generator's outputs come with: its licence, its terms, or what its name is known for."""
     name = f"{source}: written by {origin.name}"
-    stated = [each for each in (origin.licence, origin.terms) if each not in ("", UNKNOWN)]
+    stated = [each for each in (origin.licence, origin.terms) if each not in ("", "none", UNKNOWN)]
     licence = " AND ".join(stated) or rules.teacher(origin.name) or UNKNOWN
     bound = rules.of(licence, origin.name if origin.name in rules.overrides else name, own)
     if bound.rules == ("R2",):
@@ -144,8 +151,7 @@ def of_recipe(recipe: Recipe, rules: Rules, run: Run | None = None, role: str = 
     folders = [Path(path) for path in getattr(recipe.data, "paths", ())]
     for folder in folders:
         if (folder / NAME).is_file():
-            manifest = Manifest.load(folder)
-            streams += of_ledger(manifest.licences, manifest.title, rules, own)
+            streams += of_dataset(folder, rules, own)
     if "shares" in ledger and not any((folder / NAME).is_file() for folder in folders):
         shares = [Share(**{**share, "evidence": tuple(map(tuple, share["evidence"]))}) for share in ledger["shares"]]
         origins = tuple((name, count) for name, count in ledger.get("origins", ()))
