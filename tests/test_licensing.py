@@ -419,6 +419,8 @@ def test_the_licence_of_a_base_model_always_joins(tmp_path, runs_root):
     (cause,) = (found.streams[n] for n in found.verdicts["weights"].causes)
     assert cause.role == "base" and "R13" in cause.bound.rules and "begins with Llama" in found.as_text()
     assert refuse(tuned.recipe) == []  # of Llama itself it is allowed
+    assert nomoat.licence(tuned.name, overrides={base.name: "Apache-2.0"}, reason="asked").word == "attribution"
+    assert (tuned.path / "licences.json").is_file() and licence(tuned.path).word == "attribution"
     assert licence(base.path).word == "restricted"
     gone = recipe([notes], Ref("nowhere"))
     warned = []

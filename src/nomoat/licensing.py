@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 from nomoat.core import durable
-from nomoat.core.errors import ConfigError, RunError, nearest
+from nomoat.core.errors import ConfigError, NomoatError, RunError, nearest
 from nomoat.core.recipe import Recipe
 from nomoat.core.run import Run
 from nomoat.core.terms import LAYERS, USES, Removal, Routes, Terms, Verdict, judge
-from nomoat.data.croissant import croissant
+from nomoat.data.croissant import addresses, croissant
 from nomoat.data.manifest import NAME, Manifest
 from nomoat.data.rules import OVERRIDES, Override, Rules, override, overrides_at
 from nomoat.data.sources import Stream, of_recipe, streams_of
@@ -48,6 +49,8 @@ class Assessment:
         unit: what the sizes count: `tokens`, `bytes` or `documents`.
         limits: what must be kept in mind, printed every time.
         rules: of each rule that was applied, its text's title, address and date.
+        targets: what was named.
+        reason: the user's, for the profile.
     """
 
     title: str
@@ -58,6 +61,7 @@ class Assessment:
     limits: tuple[str, ...]
     rules: Mapping[str, Mapping[str, Any]]
     targets: tuple[str, ...] = ()
+    reason: str = ""
 
     @property
     def word(self) -> str:
@@ -103,14 +107,16 @@ class Assessment:
         lines += ["", *self._section("Flags", self.flags()), *self._section("What it asks of you", self.duties())]
         texts = [f"{name}: {each['effect']} ({each['source']}; {each['date']})" for name, each in self.rules.items()]
         lines += self._section("Rules and their texts", texts)
-        lines += self._section(f"Profile {self.profile}: {PROFILES[self.profile]}. Limits", self.limits)
+        signed = f" ({self.reason})" if self.reason else ""
+        lines += self._section(f"Profile {self.profile}{signed}: {PROFILES[self.profile]}. Limits", self.limits)
         return "\n".join(lines).rstrip()
 
     def ways(self) -> list[Removal]:
         """What would change the verdict on the weights; of what is no cause, only what leaves half the data or more."""
-        main = self.verdicts["weights"]
+        main, data = self.verdicts["weights"], {n for n, each in enumerate(self.streams) if each.role == "data"}
         causes = {(n,) for n in main.causes[:3]}
-        return [each for each in main.without if each.streams in causes or self.share(each.streams) < 0.5]
+        some_left = [each for each in main.without if not data or data - set(each.streams)]
+        return [each for each in some_left if each.streams in causes or self.share(each.streams) < 0.5]
 
     @staticmethod
     def _section(title: str, items: Sequence[str]) -> list[str]:
@@ -146,17 +152,17 @@ class Assessment:
 
     def notice(self) -> str:
         """The NOTICE file: who is to be named, with licences and evidence."""
-        lines = [f"NOTICE for {self.title}", "", "Made with nomoat (Apache-2.0) from:", ""]
-        named = [each for each in self.streams if each.role != "teacher" or each.bound.layers["weights"].attribution]
-        lines += [f"- {each.name}: {each.licence}. {each.evidence}".rstrip() for each in named]
         terms = self.verdicts["weights"].terms
-        lines += ["", *sorted(terms.naming), *(f"Subject to the {policy}." for policy in sorted(terms.policies))]
-        return "\n".join(lines).rstrip() + "\n"
+        lines = [f"NOTICE for {self.title}", "", "Made with nomoat (Apache-2.0) from:", ""]
+        lines += [f"- {line}" for line in sorted(terms.credits)] + ["", *sorted(terms.naming)]
+        lines += [f"Subject to the {policy}." for policy in sorted(terms.policies)] + ["", "Texts of the licences:", ""]
+        lines += [f"- {text}" for text in addresses(each.licence for each in self.streams) if "://" in text]
+        return "\n".join(lines).replace("\n\n\n", "\n\n") + "\n"
 
     def as_json(self) -> dict[str, Any]:
         """All of it, as plain values."""
         names = [stream.name for stream in self.streams]
-        fields = {"title": self.title, "verdict": self.word, "profile": self.profile, "unit": self.unit}
+        fields = {name: getattr(self, name) for name in ("title", "profile", "reason", "unit")} | {"verdict": self.word}
         layers = {
             layer: {
                 "words": verdict.words,
@@ -204,14 +210,13 @@ def licence(
         )
     if profile == "tdm" and not reason.strip():
         raise ConfigError("the profile tdm has no reason", "who invokes an exception answers for it", "add --reason")
-    rules = Rules()
-    said = {name: override(name, rule, reason, rules) for name, rule in (overrides or {}).items()}
+    said = {name: override(name, rule, reason, Rules()) for name, rule in (overrides or {}).items()}
+    rules = _rules(targets, said)
     if said:
-        _remember(said, [Path(target) for target in targets], watch)
-    rules.overrides = {**overrides_at(map(_beside, targets), rules), **overrides_at([Path()], rules), **said}
+        _remember(said, targets, watch)
     streams = [stream for target in targets for stream in streams_of(target, rules)]
     title = " + ".join(Path(target).name or str(target) for target in targets)
-    return replace(assess(title, streams, rules, profile), targets=tuple(map(str, targets)))
+    return replace(assess(title, streams, rules, profile), targets=tuple(map(str, targets)), reason=reason)
 
 
 def assess(title: str, streams: Sequence[Stream], rules: Rules, profile: str = "strict") -> Assessment:
@@ -238,25 +243,40 @@ def assess(title: str, streams: Sequence[Stream], rules: Rules, profile: str = "
 def _seen(stream: Stream, layer: str, profile: str) -> Terms:
     """A stream's terms in a profile."""
     terms = stream.bound.layers[layer]
+    if stream.role != "teacher" or terms.attribution:  # where nothing is asked, the source is listed all the same
+        line = f"{stream.name}: {stream.licence}. {stream.evidence}".rstrip()
+        terms = replace(terms, credits=frozenset((line,)))
     if profile == "contract-blind":
         return replace(terms, contract=frozenset())
     if profile == "tdm" and stream.role == "data" and layer != "data":
-        return Terms(contract=terms.contract, opt_out=terms.opt_out, evidence=terms.evidence)
+        return Terms(contract=terms.contract, opt_out=terms.opt_out, credits=terms.credits, evidence=terms.evidence)
     return terms
 
 
-def _beside(target: Path | str) -> Path:
-    """The folder whose `licences.json` speaks of a target."""
+def _beside(target: Path | str) -> list[Path]:
+    """The folders whose `licences.json` speaks of a target: its own, and those that a run's data came from."""
     path = Path(target)
+    if (path / "recipe.json").is_file() or not path.exists():
+        with suppress(NomoatError):
+            run = Run.open(target)
+            return [run.path, *(folder for each in getattr(run.recipe.data, "paths", ()) for folder in _beside(each))]
     if (path / NAME).is_file() and (source := Manifest.load(path).source):
         path = Path(source)
-    return path if path.is_dir() else path.parent
+    return [path if path.is_dir() else path.parent]
 
 
-def _remember(said: Mapping[str, Override], targets: Sequence[Path], watch: Watch | None) -> None:
+def _rules(targets: Iterable[Path | str], said: Mapping[str, Override] | None = None) -> Rules:
+    """The table, under what the user says now, beside the targets, and here."""
+    rules = Rules()
+    folders = [*(folder for target in targets for folder in _beside(target)), Path()]
+    rules.overrides = overrides_at(folders, rules) | dict(said or {})
+    return rules
+
+
+def _remember(said: Mapping[str, Override], targets: Iterable[Path | str], watch: Watch | None) -> None:
     """Write overrides beside the data, or here where that cannot be written."""
     lines = {name: {**each._asdict(), "date": date.today().isoformat()} for name, each in said.items()}
-    for folder in (*(_beside(target) for target in targets if target.exists()), Path()):
+    for folder in (*(folder for target in targets for folder in _beside(target)), Path()):
         path = folder / OVERRIDES
         try:
             before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
@@ -282,8 +302,7 @@ def refuse(recipe: Recipe, allow: str | None = None, watch: Watch | None = None)
     Raises:
         RunError: it may not begin; says because of what, and what would change it.
     """
-    rules = Rules()
-    rules.overrides = overrides_at([*map(_beside, getattr(recipe.data, "paths", ())), Path()], rules)
+    rules = _rules(getattr(recipe.data, "paths", ()))
     streams = of_recipe(recipe, rules)
     found = assess("this training", streams, rules)
     verdict, why = found.verdicts["weights"], ""
@@ -334,7 +353,7 @@ def write_croissant(found: Assessment, path: Path) -> None:
 
 def ship(run: Run, exported: Path) -> Path:
     """Put a NOTICE beside an exported model, where the verdict asks for attribution; returns the model's path."""
-    rules = Rules()
+    rules = _rules([run.path])
     found = assess(run.name, of_recipe(run.recipe, rules, run), rules)
     if found.verdicts["weights"].terms.attribution:
         beside = exported / "NOTICE" if exported.is_dir() else exported.with_name(f"{exported.name}.NOTICE")

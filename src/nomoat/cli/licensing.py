@@ -44,5 +44,5 @@ def licence(
     for path, write in ((notice, licensing.write_notice), (croissant, licensing.write_croissant)):
         if path:
             write(found, Path(path))
-            output.say(f"written: {path}")
+            output.say(f"written: {path}" + "; add url, creator and citeAs before publishing" * (path == croissant))
     output.result(found.as_json(), found.as_text())

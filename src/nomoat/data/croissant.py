@@ -40,6 +40,13 @@ CONTEXT: dict[str, Any] = {
 }
 
 
+def addresses(licences: Iterable[str]) -> list[str]:
+    """Where the texts of the licences in some expressions stand; of one that SPDX does not know, its name."""
+    names = {name for each in licences for name in each.replace("(", " ").replace(")", " ").split()}
+    known = sorted(names - {"AND", "OR", "WITH"})
+    return [f"https://spdx.org/licenses/{name}" if name.lower() in KNOWN else name for name in known]
+
+
 def croissant(title: str, about: str, licences: Iterable[str], folders: Iterable[Path]) -> dict[str, Any]:
     """The card of the files in some folders.
 
@@ -49,8 +56,6 @@ def croissant(title: str, about: str, licences: Iterable[str], folders: Iterable
         licences: SPDX expressions, or `unknown`.
         folders: dataset folders, whose original files are listed, and plain files and folders.
     """
-    names = sorted({name for each in licences for name in each.replace("(", " ").replace(")", " ").split()})
-    addresses = [f"https://spdx.org/licenses/{name}" if name.lower() in KNOWN else name for name in names]
     files = [
         {
             "@type": "cr:FileObject",
@@ -69,8 +74,7 @@ def croissant(title: str, about: str, licences: Iterable[str], folders: Iterable
         "conformsTo": VERSION,
         "name": title,
         "description": about,
-        "license": [name for name in addresses if name not in ("AND", "OR", "WITH")],
-        "url": "https://example.org/where-it-is-published",
+        "license": addresses(licences),
         "version": "1.0.0",
         "datePublished": date.today().isoformat(),
         "distribution": files,
