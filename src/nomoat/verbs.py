@@ -16,7 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nomoat import making
+from nomoat import licensing, making
 from nomoat.core import run as _run
 from nomoat.core.budget import Budget
 from nomoat.core.config import override
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 Watch = Callable[[Mapping[str, Any]], None]
 
 
-def make(
+def make(  # noqa: PLR0913 - what the user may say of one model; each is asked for by name
     path: Path | str | None = None,
     budget: str = "5m",
     licence: str | None = None,
@@ -51,6 +51,7 @@ def make(
     watts: float | None = None,
     seed: int = 0,
     watch: Watch | None = None,
+    allow: str | None = None,
 ) -> Run:
     """Make a model from files within a budget, which is for the whole way from reading to the report.
 
@@ -64,16 +65,17 @@ def make(
         watts: what the machine draws, for budgets in energy and for the card, where it cannot be measured.
         seed: same seed, same model (on the same machine, for the same number of steps).
         watch: told what happens.
+        allow: why it may be made although the licences of the files cannot be kept together; recorded.
 
     Raises:
         ConfigError: a budget of nothing, or one that cannot be read.
         DataError: nothing to read.
-        RunError, CheckpointError: see `train.loop.train`.
+        RunError, CheckpointError: see `licensing.refuse` and `train.loop.train`.
         StoppedError: Ctrl-C while training; `resume` goes on.
     """
     spending = Spending(Budget.parse(budget, price_per_hour, watts), time.perf_counter(), price_per_hour, watts)
     _checked(device)
-    return making.make(path, spending, licence, device, seed, watch)
+    return making.make(path, spending, licence, device, seed, watch, allow)
 
 
 def plan(
@@ -109,6 +111,7 @@ def train(
     device: str = "auto",
     root: Path | str | None = None,
     watch: Watch | None = None,
+    allow: str | None = None,
 ) -> Run:
     """Train a recipe from the start, in a new run.
 
@@ -118,17 +121,18 @@ def train(
         device: `auto`, `cpu`, `cuda` or `mps`.
         root: the folder of runs; None: $NOMOAT_RUNS or ./runs.
         watch: told what happens.
+        allow: why it may be trained although the licences cannot be kept together; recorded.
 
     Raises:
         ConfigError: an unknown recipe or field, or a value that cannot work.
         DataError: nothing to read.
-        RunError, CheckpointError: see `train.loop.train`.
+        RunError, CheckpointError: see `licensing.refuse` and `train.loop.train`.
         StoppedError: Ctrl-C.
     """
     name = Path(recipe).stem if isinstance(recipe, str | Path) else "recipe"
     wanted = override(find(recipe) if isinstance(recipe, str | Path) else recipe, overrides)
     _checked(device)
-    return making.trained(Run.create(root, name, making.prepared(wanted, root, watch)), device, watch)
+    return making.trained(making.started(name, wanted, root, watch, allow), device, watch)
 
 
 def resume(run: Run | Path | str, device: str = "auto", watch: Watch | None = None) -> Run:
@@ -145,8 +149,7 @@ def resume(run: Run | Path | str, device: str = "auto", watch: Watch | None = No
         raise RunError(f"{opened.name} was never trained here", absent, "generate, evaluate or export it")
     if opened.status == "done" and (not making.is_made(opened) or opened.read_json("report.json")):
         return opened
-    ended = making.made if making.is_made(opened) else making.trained
-    return ended(opened, device, watch)
+    return (making.made if making.is_made(opened) else making.trained)(opened, device, watch)
 
 
 def runs(root: Path | str | None = None) -> list[RunSummary]:
@@ -386,7 +389,7 @@ def export(
     dtype: str = "auto",
     watch: Watch | None = None,
 ) -> Path:
-    """Write the model of a run for other programs; returns the new folder or file.
+    """Write the model of a run for other programs, with a NOTICE where licences ask for it; returns the new path.
 
     Args:
         run: a run of a language model.
@@ -402,7 +405,8 @@ def export(
     from nomoat.hub.exporting import export_model
 
     opened = Run.open(run)
-    return export_model(opened, to, path or f"{opened.name}{'.gguf' if to == 'gguf' else '-hf'}", dtype, watch)
+    target = path or f"{opened.name}{'.gguf' if to == 'gguf' else '-hf'}"
+    return licensing.ship(opened, export_model(opened, to, target, dtype, watch))
 
 
 def doctor(device: str = "auto") -> list[Finding]:

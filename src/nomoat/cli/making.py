@@ -22,17 +22,19 @@ if TYPE_CHECKING:
 @click.argument("path", required=False, type=click.Path(exists=True))
 @options.budget
 @options.licence
+@options.allow
 @options.seed
 @options.device
 @options.as_json
 @click.pass_obj
-def make(
+def make(  # noqa: PLR0913 - click hands over each option by name
     output: Output,
     path: str | None,
     budget: str,
     price_per_hour: float | None,
     watts: float | None,
     licence: str | None,
+    allow: str | None,
     seed: int,
     device: str,
 ) -> None:
@@ -44,7 +46,7 @@ def make(
     from nomoat import verbs
 
     with watching(output, f"nomoat make {path or ''}".rstrip() + f" · {budget}") as watch:
-        run = verbs.make(path, budget, licence, device, price_per_hour, watts, seed, watch)
+        run = verbs.make(path, budget, licence, device, price_per_hour, watts, seed, watch, allow)
     _ended(output, run)
 
 
@@ -91,16 +93,24 @@ class _WithRecipes(click.Command):
 @click.argument("recipe")
 @click.argument("overrides", nargs=-1, metavar="[a.b=c]...")
 @click.option("--processes", type=int, help="How many processes share each batch. [the recipe's, 1]")
+@options.allow
 @options.device
 @options.as_json
 @click.pass_obj
-def train(output: Output, recipe: str, overrides: tuple[str, ...], processes: int | None, device: str) -> None:
+def train(
+    output: Output,
+    recipe: str,
+    overrides: tuple[str, ...],
+    processes: int | None,
+    allow: str | None,
+    device: str,
+) -> None:
     """Train RECIPE (a name or a .py file), with settings changed by a.b=c."""
     from nomoat import verbs
 
     changes = (*overrides, *((f"processes={processes}",) if processes else ()))
     with watching(output, f"nomoat train {recipe}") as watch:
-        run = verbs.train(recipe, changes, device=device, watch=watch)
+        run = verbs.train(recipe, changes, device=device, watch=watch, allow=allow)
     _ended(output, run)
 
 

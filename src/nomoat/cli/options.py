@@ -16,6 +16,7 @@ device: Decorator = click.option(
     "--device", metavar="auto|cpu|cuda|mps", default="auto", help="Where to compute. [auto]"
 )
 licence: Decorator = click.option("--licence", metavar="SPDX", help="The licence of the files, e.g. CC-BY-4.0.")
+allow: Decorator = click.option("--allow", metavar="REASON", help="Why it may be trained against its licences.")
 seed: Decorator = click.option("--seed", type=int, default=0, help="Same seed, same result. [0]")
 
 

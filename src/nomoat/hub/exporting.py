@@ -140,7 +140,7 @@ def _write_folder(run: Run, family: LM, config: dict[str, Any], folder: Path, dt
         (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     if (run.path / "card.md").exists():
         licence = _licence(run)
-        head = f"---\nlicense: {licence.lower()}\n---\n" if licence else ""
+        head = f"---\nlicense: {licence.lower()}\n---\n" if licence and " " not in licence else ""
         text = (run.path / "card.md").read_text(encoding="utf-8")
         (folder / "README.md").write_text(head + text, encoding="utf-8")
 
