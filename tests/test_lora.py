@@ -66,10 +66,8 @@ def near(found, wanted, tolerance=1e-5):
 def test_at_the_start_it_is_its_base(mixers, bits, dora):
     family = model(mixers, bits=bits)
     batch = family.example(4)
-    if bits == 16:
-        before = family.score(batch)
-    else:  # packed layers round x to bytes unless they are adapted
-        before = dequantised(family).score(batch)
+    # Packed layers round x to bytes unless they are adapted.
+    before = (family if bits == 16 else dequantised(family)).score(batch)
     LoRA(4, dora=dora).apply(family)
     assert_close(family.score(batch), before, rtol=0, atol=0 if bits == 16 and not dora else 1e-5)
 

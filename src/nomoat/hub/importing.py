@@ -23,6 +23,7 @@ from nomoat.core.recipe import Recipe
 from nomoat.core.run import Run
 from nomoat.data.imported import Imported
 from nomoat.data.spdx import licence_id
+from nomoat.hub.adapters import import_adapter, is_adapter
 from nomoat.hub.foreign import Foreign, open_foreign
 from nomoat.hub.packing import packed
 
@@ -39,6 +40,7 @@ def import_model(
     dtype: str = "auto",
     licence: str | None = None,
     watch: Watch | None = None,
+    base: Run | Path | str | None = None,
 ) -> Run:
     """Make a run of a model in another program's format; arguments and errors as in `verbs.import_model`.
 
@@ -50,6 +52,13 @@ def import_model(
     known = ("auto", *DTYPES, *PACKED)
     if dtype not in known:
         raise ConfigError(f"there is no dtype `{dtype}`", f"there is {', '.join(known)}", nearest(dtype, known))
+    if is_adapter(path) or base is not None:
+        if base is None or not is_adapter(path) or dtype not in ("auto", "f32"):
+            what = "an adapter" if is_adapter(path) else "no adapter"
+            fix = "--base RUN names its run" if is_adapter(path) else "leave --base out"
+            fix = fix if base is None or not is_adapter(path) else "leave --dtype out: an adapter is held in f32"
+            raise ConfigError(f"{path} is {what}", "an adapter, and nothing else, stands beside a base", fix)
+        return import_adapter(Path(path), base, root, name, licence)
     found = open_foreign(path)
     hashes = {file.name: _sha256(file) for file in found.files}
     lines = "".join(f"{digest}  {file}\n" for file, digest in sorted(hashes.items()))
