@@ -72,7 +72,7 @@ def peft_of(name, their, seed=0, **how):
 @pytest.mark.parametrize("base", NAMES, indirect=True)
 def test_what_we_adapt_says_the_same_in_peft(base, dora, tmp_path):
     peft = pytest.importorskip("peft")
-    name, their, run = base
+    _, their, run = base
     ours = adapted(run, LoRA(4, 6.0, dora=dora))
     folder = nomoat.export(ours, "peft", tmp_path / "out")
     model = peft.PeftModel.from_pretrained(their, folder).eval()
@@ -199,7 +199,7 @@ def test_a_damaged_file_and_a_missing_one(base, tmp_path):
 
 
 def test_another_base_is_refused_with_both_named(base, tmp_path):
-    _, their, run = base
+    _, _, run = base
     folder = files(run, tmp_path)
     other = theirs("llama", seed=5)
     other.save_pretrained(tmp_path / "other")
@@ -217,22 +217,21 @@ def test_another_base_is_refused_with_both_named(base, tmp_path):
 def test_how_it_is_asked_for_wrongly(base, tmp_path):
     _, _, run = base
     folder = files(run, tmp_path)
-    with pytest.raises(ConfigError, match="is an adapter.*--base RUN"):
+    with pytest.raises(ConfigError, match=r"is an adapter.*--base RUN"):
         nomoat.import_model(folder)
     with pytest.raises(ConfigError, match="leave --dtype out"):
         nomoat.import_model(folder, dtype="q8", base=run)
-    with pytest.raises(ConfigError, match="is no adapter.*leave --base out"):
+    with pytest.raises(ConfigError, match=r"is no adapter.*leave --base out"):
         nomoat.import_model(tmp_path / "llama", base=run)
     ours = nomoat.import_model(folder, base=run)
     with pytest.raises(ConfigError, match="adapted already"):
         nomoat.import_model(folder, base=ours)
-    with pytest.raises(ConfigError, match="no adapted model.*--to hf"):
+    with pytest.raises(ConfigError, match=r"no adapted model.*--to hf"):
         nomoat.export(run, "peft", tmp_path / "nothing")
     assert not (tmp_path / "nothing").exists()
 
 
 def test_beside_packed_weights(base, tmp_path):
-    _, _, run = base
     packed = nomoat.import_model(tmp_path / "llama", dtype="q8")
     ours = adapted(packed, LoRA(4))
     again = nomoat.import_model(nomoat.export(ours, "peft", tmp_path / "out"), base=packed)

@@ -140,9 +140,7 @@ def _module(part: names.Part) -> str:
     return part.name.removesuffix(".weight")
 
 
-def _targets(
-    given: Mapping[str, Any], parts: Mapping[str, list[names.Part]], who: tuple[str, str]
-) -> tuple[str, ...]:
+def _targets(given: Mapping[str, Any], parts: Mapping[str, list[names.Part]], who: tuple[str, str]) -> tuple[str, ...]:
     """The names of our layers that the adapter changes."""
     places = {_module(part): name for name, each in parts.items() for part in each}
     if not given or (strange := [module for module in given if module not in places]):
