@@ -219,7 +219,7 @@ def test_how_it_is_asked_for_wrongly(base, tmp_path):
     folder = files(run, tmp_path)
     with pytest.raises(ConfigError, match=r"is an adapter.*--base RUN"):
         nomoat.import_model(folder)
-    with pytest.raises(ConfigError, match="leave --dtype out"):
+    with pytest.raises(ConfigError, match="nothing of this model can be packed"):
         nomoat.import_model(folder, dtype="q8", base=run)
     with pytest.raises(ConfigError, match=r"is no adapter.*leave --base out"):
         nomoat.import_model(tmp_path / "llama", base=run)

@@ -74,7 +74,7 @@ def test_what_is_no_adapter_is_refused():
     whole, alone = family_of()
     batch = whole.example(2)
     for rows in ([0, 3], [-2, 0], [0], [0, 1, 2]):
-        with pytest.raises(ConfigError, match="no adapters of 2 rows.*the stack has 3"):
+        with pytest.raises(ConfigError, match=r"no adapters of 2 rows.*the stack has 3"):
             whole.score({**batch, "adapter": torch.tensor(rows)})
     with pytest.raises(ConfigError, match="no low-rank adapters"):
         alone[0].stack(torch.zeros(2, 3, 32), ports=Ports(adapter_B=torch.tensor([0, 0])))

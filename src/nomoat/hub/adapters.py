@@ -1,6 +1,6 @@
 """Adapters in the format of PEFT, both ways: adapter_config.json and adapter_model.safetensors.
 
-    folder, run of the base -> settings and tensors checked -> run (start: the base, adapt: LoRA, checkpoint of step 0)
+    folder, run of the base -> settings and tensors checked -> Foreign, as any other model that is imported
     adapted run -> each layer's A and B under transformers' names -> folder
 
 Where theirs is one matrix and ours are several (GPT-2's `c_attn`), an adapter of theirs is the same A for each of ours;
@@ -9,13 +9,12 @@ ours become one of theirs whose rank is their sum. Format: huggingface.co/docs/p
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +23,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nomoat.core import checkpoint
-from nomoat.core.budget import Budget
 from nomoat.core.checkpoint import Later
 from nomoat.core.errors import ConfigError, DataError
-from nomoat.core.recipe import Recipe, Ref
+from nomoat.core.recipe import Ref
 from nomoat.core.run import Run, load
-from nomoat.data.imported import Imported
 from nomoat.data.licence import LicenceFinder
-from nomoat.data.spdx import licence_id
 from nomoat.families.lm import LM
 from nomoat.hub import names
 from nomoat.hub.config import model_type
 from nomoat.hub.fields import Fields, read_json
+from nomoat.hub.foreign import Foreign
 from nomoat.nn.lora import Adapted, LoRA, adapted_layers, linear_layers
-
-Watch = Callable[[Mapping[str, Any]], None]
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -58,41 +53,37 @@ def is_adapter(path: Path | str) -> bool:
     return (Path(path) / CONFIG).is_file()
 
 
-def import_adapter(
-    folder: Path, base: Run | Path | str, root: Path | str | None, name: str | None, licence: str | None
-) -> Run:
-    """Make a run of an adapter beside the run of its base; arguments and errors as in `verbs.import_model`."""
+def open_adapter(path: Path | str, base: Run | Path | str | None) -> Foreign:
+    """Open an adapter for the model of a run.
+
+    Raises:
+        ConfigError: there is no adapter there, no base is named, or that is no plain language model.
+        DataError, CheckpointError: it is damaged, made for another base, or something in it cannot be honoured.
+    """
+    folder = Path(path)
+    if base is None or not is_adapter(folder):
+        what, fix = ("an adapter", "--base RUN names its run") if base is None else ("no adapter", "leave --base out")
+        raise ConfigError(f"{path} is {what}", "an adapter, and nothing else, stands beside a base", fix)
     opened, source = Run.open(base), folder.resolve().name
     config = opened.recipe.family
     if not isinstance(config, LM) or opened.recipe.adapt is not None:
         what = "is adapted already" if isinstance(config, LM) else "is no language model"
         raise ConfigError(f"{opened.name} {what}", "an adapter stands beside a plain language model", "name another")
-    lora = _settings(Fields(read_json(folder / CONFIG), f"{source}/{CONFIG}", NEUTRAL))
-    start = Ref(str(opened.path)).pinned()
-    given, file = _tensors(folder, (opened.name, str(start.sha256)))
+    lora, start = _settings(Fields(read_json(folder / CONFIG), f"{source}/{CONFIG}", NEUTRAL)), Ref(str(opened.path))
+    start = start.pinned()
+    given = _tensors(folder, (opened.name, str(start.sha256)))
     parts = _parts(config)
     lora = replace(lora, targets=_targets(given, parts, (source, opened.name)))
     family = lora.apply(load(start))
     _fill(adapted_layers(family), given, parts, (source, opened.name))
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    data, title = Imported(str(folder.resolve()), digest, "PEFT"), name or source
-    about = f"{title}, an adapter imported from PEFT, beside {opened.name}."
-    recipe = Recipe(about, config, data, Budget("nothing", 1, "steps"), batch_size=1, start=start, adapt=lora)
-    run = Run.create(root, title, recipe)
-    try:
-        checkpoint.save(run.checkpoints, 0, {"weights": family.kept()}, {"step": 0})
-        for word in ("tokenizer.json", "chat.json"):
-            if (opened.path / word).exists():
-                run.write_text(word, (opened.path / word).read_text(encoding="utf-8"))
-        found = LicenceFinder(folder).in_folder(folder) or (None, "")
-        stated = (licence_id(licence) or licence, "stated with --licence") if licence else found
-        whose = {"source": source, "licence": stated[0], "evidence": stated[1], "files": {WEIGHTS: digest}}
-        run.write_json("ledger.json", asdict(data) | whose)
-        run.mark("done")
-    except BaseException:
-        shutil.rmtree(run.path, ignore_errors=True)
-        raise
-    return run
+    made = {name: Later(tuple(one.shape), one.dtype, one.clone) for name, one in family.kept().items()}
+
+    def vocabulary() -> tuple[str, Any] | None:
+        words = opened.path / "tokenizer.json"
+        return (words.read_text(encoding="utf-8"), opened.read_json("chat.json")) if words.exists() else None
+
+    licence = LicenceFinder(folder).in_folder(folder) or (None, "")
+    return Foreign("PEFT", folder, (folder / WEIGHTS,), config, made, vocabulary, licence, start, lora)
 
 
 def _settings(fields: Fields) -> LoRA:
@@ -106,8 +97,8 @@ def _settings(fields: Fields) -> LoRA:
     return LoRA(rank, alpha * math.sqrt(rank) if rooted else alpha, dora=dora)
 
 
-def _tensors(folder: Path, base: tuple[str, str]) -> tuple[dict[str, dict[str, Later]], Path]:
-    """Their module -> kind -> tensor, and the file. Raises DataError where it was made for another base."""
+def _tensors(folder: Path, base: tuple[str, str]) -> dict[str, dict[str, Later]]:
+    """Their module -> kind -> tensor. Raises DataError where it was made for another base."""
     file = folder / WEIGHTS
     if not file.is_file():
         raise DataError(f"{folder.name} holds no {WEIGHTS}", "weights are read from safetensors alone")
@@ -124,7 +115,7 @@ def _tensors(folder: Path, base: tuple[str, str]) -> tuple[dict[str, dict[str, L
         if match is None or not tensor.dtype.is_floating_point:
             raise DataError(f"`{key[:100]}` of {folder.name} cannot be honoured", "it is no part of a LoRA or DoRA")
         found.setdefault(match[1], {})[match[2]] = tensor
-    return found, file
+    return found
 
 
 def _parts(config: LM) -> dict[str, list[names.Part]]:
