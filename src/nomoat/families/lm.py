@@ -148,7 +148,7 @@ class LanguageModel(Family):
         """Append tokens [B, L] to the slots and return the logits [B, L, V] after each of them."""
         x_BLD = self.stack(self.embed(tokens_BL), None, Ports(), memory, slots).x_BLD * self.output_scale
         layer = self.embed if self.output is None else self.output
-        packed = getattr(layer, "matrix", None)
+        packed = None if self.shared else getattr(layer, "matrix", None)  # adapters learn beside exact weights
         logits_BLV = F.linear(x_BLD, self.table).float() if packed is None else packed.multiply(x_BLD)
         return logits_BLV if self.soft_cap is None else self.soft_cap * torch.tanh(logits_BLV / self.soft_cap)
 

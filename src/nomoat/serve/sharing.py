@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nomoat.core import checkpoint
-from nomoat.core.errors import ConfigError, RunError
+from nomoat.core.errors import RunError
 from nomoat.core.recipe import Ref
 from nomoat.core.run import Run, load
 from nomoat.nn.several import together
@@ -46,11 +46,11 @@ def read_group(runs: Iterable[Run]) -> tuple[Family, dict[str, int]]:
     """
     runs = list(runs)
     adapted = [run for run in runs if run.recipe.adapt is not None]
-    starts = {run.recipe.start for run in adapted}
-    if len({start.sha256 for start in starts if start}) > 1:
+    first, *others = {run.recipe.start or Ref(run.name) for run in adapted}
+    if any(other.sha256 != first.sha256 for other in others):
         what = f"{' and '.join(run.name for run in adapted)} were adapted from different states of one run"
         raise RunError(what, "they cannot share its weights", "serve them apart")
-    family = together(load(next(iter(starts)) or Ref("")), [_alone(run) for run in adapted])
+    family = together(load(first), [_alone(run) for run in adapted])
     return family, {run.name: adapted.index(run) if run in adapted else -1 for run in runs}
 
 
@@ -61,6 +61,4 @@ def _alone(run: Run) -> Family:
     with torch.device("meta"):
         family = run.recipe.adapt.apply(run.recipe.family.build({}))
     family.load_state_dict(tensors, strict=False, assign=True)
-    if missing := [name for name, tensor in family.kept().items() if tensor.is_meta]:
-        raise ConfigError(f"{run.name} lacks `{missing[0]}`", "its checkpoint does not fit its recipe")
     return family
