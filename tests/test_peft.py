@@ -17,7 +17,7 @@ from nomoat.core.errors import CheckpointError, ConfigError, DataError
 from nomoat.core.recipe import Recipe, Ref
 from nomoat.core.run import Run, load
 from nomoat.hub.importing import import_model
-from nomoat.nn.lora import LoRA, adapted_layers
+from nomoat.nn.lora import TARGETS, LoRA, adapted_layers
 
 transformers = pytest.importorskip("transformers")
 transformers.logging.set_verbosity_error()
@@ -25,10 +25,11 @@ transformers.utils.logging.disable_progress_bar()
 
 from tiny_models import IDS, MODELS, logits_of, theirs  # noqa: E402
 
-pytestmark = pytest.mark.usefixtures("runs_root")
+# What peft and transformers tell each other is theirs to mend.
+pytestmark = [pytest.mark.usefixtures("runs_root"), pytest.mark.filterwarnings("ignore:::(peft|transformers|torch).*")]
 NAMES = ("llama", "llama-biased", "qwen2", "qwen3", "gpt2", "mamba2")
 MODULES = {
-    "gpt2": ["c_attn", "c_proj", "c_fc"], "mamba2": ["in_proj", "out_proj"],
+    "gpt2": ["c_attn", "c_proj", "c_fc"], "mamba2": ["in_proj"],  # peft refuses the other one
     "usual": ["q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
 }  # fmt: skip
 
@@ -72,8 +73,9 @@ def peft_of(name, their, seed=0, **how):
 @pytest.mark.parametrize("base", NAMES, indirect=True)
 def test_what_we_adapt_says_the_same_in_peft(base, dora, tmp_path):
     peft = pytest.importorskip("peft")
-    _, their, run = base
-    ours = adapted(run, LoRA(4, 6.0, dora=dora))
+    name, their, run = base
+    lora = LoRA(4, 6.0, ("qkv",) if name == "mamba2" else TARGETS, dora=dora)
+    ours = adapted(run, lora)
     folder = nomoat.export(ours, "peft", tmp_path / "out")
     model = peft.PeftModel.from_pretrained(their, folder).eval()
     with torch.no_grad():
@@ -240,6 +242,13 @@ def test_beside_packed_weights(base, tmp_path):
     shutil.rmtree(packed.path)
     with pytest.raises(nomoat.core.errors.RunError, match="there is no run"):
         load(again)
+
+
+@pytest.mark.parametrize("base", ["mamba2"], indirect=True)
+def test_what_peft_would_refuse_is_not_written(base, tmp_path):
+    with pytest.raises(ConfigError, match=r"mixer.out_proj.*targets=\('qkv',\)"):
+        nomoat.export(adapted(base[2], LoRA(2)), "peft", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 assert set(NAMES) <= set(MODELS)

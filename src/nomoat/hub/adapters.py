@@ -206,6 +206,9 @@ def write_adapter(run: Run, folder: Path, dtype: torch.dtype) -> None:
             if layer.magnitude is not None:
                 rows = slice(part.first_row, part.first_row + part.rows)
                 lengths[f"{PREFIX}{_module(part)}.{MAGNITUDE}"] = layer.magnitude[rows].contiguous()
+    if refused := [module for module in thin if module.endswith("mixer.out_proj")]:
+        fix = "adapt it with targets=('qkv',), or --to hf"
+        raise ConfigError(f"PEFT puts no adapter at `{refused[0]}`", "it refuses a Mamba layer's last one", fix)
     rank = max(len(a) for a, _ in thin.values())  # one for all: zeros fill the smaller ones up
     tensors = {}
     for module, (a, b) in thin.items():
