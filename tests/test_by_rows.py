@@ -8,8 +8,8 @@ import torch
 from listening import Chain, Heard
 
 from nomoat.core import checkpoint
-from nomoat.core.checkpoint import Later
 from nomoat.core.device import hollow
+from nomoat.core.tensors import Later
 from nomoat.families.lm import LM
 from nomoat.hub import foreign, packing
 from nomoat.hub.blocks import FORMATS, row_bytes, unpack
@@ -96,7 +96,7 @@ def test_one_that_gives_too_few_rows_is_no_checkpoint(tmp_path):
 
 
 def test_a_saved_tensor_is_read_by_rows_and_every_tensor_is_aligned(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "ROW_NUMBERS", 30)
+    monkeypatch.setattr("nomoat.core.tensors.ROW_NUMBERS", 30)
     tensors = {"odd": torch.arange(3, dtype=torch.uint8), "big": torch.randn(11, 12), "half": torch.ones(5).half()}
     path = checkpoint.save(tmp_path, 0, {"weights": tensors}, {})
     found = checkpoint.waiting(path, "weights")

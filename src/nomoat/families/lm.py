@@ -21,9 +21,11 @@ from nomoat.core.family import Family, Parts
 from nomoat.core.types import Batch, Loss, Ports
 from nomoat.nn.backbone import Backbone
 from nomoat.nn.cross_entropy import log_probabilities, summed_nats
+from nomoat.nn.linear import Cast
 from nomoat.nn.memory import Memory
 from nomoat.nn.norms import RMSNorm
 from nomoat.nn.packed import pack_
+from nomoat.nn.scene import working_dtype
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ class LanguageModel(Family):
         dialect, width = config.backbone.dialect, config.backbone.width
         self.embed = nn.Embedding(config.vocab_size, width)
         self.stack = config.backbone.build()
-        self.soft_cap = dialect.soft_cap
+        self.soft_cap, self._cast = dialect.soft_cap, Cast()
         self.output_scale = {"one": 1.0, "rsqrt_width": width**-0.5}[dialect.output_scale]
         nn.init.normal_(self.embed.weight, std=0.02)
         self.output = None if dialect.output == "tied" else nn.Linear(width, config.vocab_size, bias=False)
@@ -102,20 +104,21 @@ class LanguageModel(Family):
         )
         if documents_BL is not None and torch.equal(documents_BL, documents_BL[:, :1].expand_as(documents_BL)):
             documents_BL = positions_BL = None  # one document a row: no mask, and only distances matter
-        return (
-            self.stack(self.embed(tokens_BL), positions_BL, Ports(documents_BL=documents_BL)).x_BLD * self.output_scale
-        )
+        ports = Ports(documents_BL=documents_BL, adapter_B=batch.get("adapter"))
+        return self.stack(self.embed(tokens_BL), positions_BL, ports).x_BLD * self.output_scale
 
     def loss(self, batch: Batch, player: str = "model", progress: float = 0.0) -> Loss:
         """Summed nats over the tokens under `mask` [B, L + 1], each predicted from those before it."""
-        if self.config.bits < 16:
+        if self.config.bits < 16 and not self.shared:
             raise ConfigError(
                 f"weights of {self.config.bits} bits cannot be trained",
                 "they have no gradient",
-                "train the float model",
+                "train the float model, or an adapter beside these: adapt=LoRA()",
             )
-        counted_BL = batch["mask"][:, 1:]
-        nats = summed_nats(self.trunk(batch), self.table, batch["tokens"][:, 1:], counted_BL, self.soft_cap)
+        counted_BL, x_BLD, table_VD = batch["mask"][:, 1:], self.trunk(batch), self.table
+        if not table_VD.requires_grad:
+            table_VD = self._cast.of(table_VD, working_dtype(x_BLD))
+        nats = summed_nats(x_BLD, table_VD, batch["tokens"][:, 1:], counted_BL, self.soft_cap)
         return Loss(nats, counted_BL.sum())
 
     def first_loss(self, batch: Batch) -> float:
@@ -130,7 +133,8 @@ class LanguageModel(Family):
     def encode(self, batch: Batch) -> Tensor:
         """The mean [B, D] of the stack's output over the tokens under `mask` [B, L]."""
         mask_BL = batch["mask"]
-        x_BLD = self.stack(self.embed(batch["tokens"]), None, Ports(valid_BL=mask_BL)).x_BLD
+        ports = Ports(valid_BL=mask_BL, adapter_B=batch.get("adapter"))
+        x_BLD = self.stack(self.embed(batch["tokens"]), None, ports).x_BLD
         weight_BL1 = mask_BL[..., None].to(x_BLD.dtype)
         return (x_BLD * weight_BL1).sum(1) / weight_BL1.sum(1).clamp(min=1)
 
@@ -146,7 +150,7 @@ class LanguageModel(Family):
         x_BLD = self.stack(self.embed(tokens_BL), None, Ports(), memory, slots).x_BLD * self.output_scale
         x_BLD = x_BLD[:, -1:] if last else x_BLD
         layer = self.embed if self.output is None else self.output
-        packed = getattr(layer, "matrix", None)
+        packed = None if self.shared else getattr(layer, "matrix", None)  # adapters learn beside exact weights
         logits_BLV = F.linear(x_BLD, self.table).float() if packed is None else packed.multiply(x_BLD)
         return logits_BLV if self.soft_cap is None else self.soft_cap * torch.tanh(logits_BLV / self.soft_cap)
 

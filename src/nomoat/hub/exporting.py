@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from nomoat.core import checkpoint
-from nomoat.core.checkpoint import Later
 from nomoat.core.device import hollow
 from nomoat.core.errors import CheckpointError, ConfigError, RunError, nearest
-from nomoat.core.run import Run
+from nomoat.core.run import Run, load
+from nomoat.core.tensors import Later, write_tensors
 from nomoat.families.lm import LM
 from nomoat.hub import names
+from nomoat.hub.adapters import write_adapter
 from nomoat.hub.blocks import FORMATS, Bytes, pack
 from nomoat.hub.chat_files import write_vocabulary
 from nomoat.hub.config import write_config
@@ -28,7 +32,7 @@ from nomoat.hub.importing import DTYPES, Watch, told, typed
 from nomoat.hub.packing import unpacked
 from nomoat.hub.vocabulary import to_gguf
 
-FORMS = ("hf", "gguf")
+FORMS = ("hf", "gguf", "peft")
 SHARD_BYTES = 5 * 10**9
 FILE_TYPES = {"F32": 0, "F16": 1, "Q8_0": 7, "BF16": 32}
 """llama.cpp's numbers for what most tensors of a file are."""
@@ -58,7 +62,7 @@ def export_model(
     _remove(fresh)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        (_write_gguf if to == "gguf" else _write_folder)(opened, family, config, fresh, dtype, watch)
+        {"gguf": _write_gguf, "hf": _write_folder, "peft": _write_peft}[to](opened, family, config, fresh, dtype, watch)
         fresh.rename(target)
     except OSError as error:
         raise RunError(f"{target} cannot be written", str(error), "free some disk space, or go elsewhere") from error
@@ -77,15 +81,18 @@ def _remove(path: Path) -> None:
 def weights_of(run: Run) -> dict[str, Later]:
     """The weights that `load` would give as floats, to be read one by one; packed ones become what they stand for.
 
+    An adapter is worked into its base's, which are then all in memory at once.
+
     Raises:
         CheckpointError: no checkpoint is good, or its weights are not the recipe's.
     """
-    found = checkpoint.latest(run.checkpoints)
-    if found is None:
-        raise CheckpointError(f"{run.name} has no checkpoint yet", "", f"train it: `nomoat resume {run.name}`")
+    if run.recipe.adapt is not None:
+        whole = load(run, merged=True).state_dict()
+        made = {name: partial(whole.__getitem__, name) for name in whole}
+        return {name: Later(tuple(one.shape), one.dtype, made[name]) for name, one in whole.items()}
+    found = checkpoint.newest(run.checkpoints)
     ours = checkpoint.waiting(found.path, "weights")
-    if "ema" in checkpoint.groups(found.path):
-        ours |= checkpoint.waiting(found.path, "ema")
+    ours |= checkpoint.waiting(found.path, checkpoint.model_group(found.path))
     with hollow():
         wanted = {name: tuple(tensor.shape) for name, tensor in run.recipe.family.build({}).state_dict().items()}
     if {name: tensor.shape for name, tensor in ours.items()} != wanted:
@@ -127,7 +134,7 @@ def _write_folder(run: Run, family: LM, config: dict[str, Any], folder: Path, dt
     if len(shards) == 1:
         files = ["model.safetensors"]
     for file, shard in zip(files, shards, strict=True):
-        checkpoint.write_tensors(folder / file, shard, {"format": "pt"})
+        write_tensors(folder / file, shard, {"format": "pt"})
     words = _words(run)
     written = {} if words is None else write_vocabulary(*words)
     if len(shards) > 1:
@@ -143,6 +150,11 @@ def _write_folder(run: Run, family: LM, config: dict[str, Any], folder: Path, dt
         head = f"---\nlicense: {licence.lower()}\n---\n" if licence and " " not in licence else ""
         text = (run.path / "card.md").read_text(encoding="utf-8")
         (folder / "README.md").write_text(head + text, encoding="utf-8")
+
+
+def _write_peft(run: Run, family: LM, config: dict[str, Any], folder: Path, dtype: str, watch: Watch | None) -> None:
+    """The adapter alone, for whoever has its base."""
+    write_adapter(run, folder, DTYPES.get(dtype, torch.float32))
 
 
 def _write_gguf(run: Run, family: LM, config: dict[str, Any], file: Path, dtype: str, watch: Watch | None) -> None:

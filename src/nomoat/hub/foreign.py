@@ -19,8 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nomoat.core.checkpoint import ROW_NUMBERS, Later, read_later
 from nomoat.core.errors import DataError, NomoatError
+from nomoat.core.recipe import Ref
+from nomoat.core.tensors import ROW_NUMBERS, Later, read_later
 from nomoat.data.licence import LicenceFinder
 from nomoat.data.spdx import licence_id
 from nomoat.families.lm import LM
@@ -45,13 +46,14 @@ class Foreign:
     """A model in another program's format.
 
     Args:
-        format: `GGUF`, `Hugging Face` or `llama2.c`.
+        format: `GGUF`, `Hugging Face`, `llama2.c` or `PEFT`.
         path: what was opened.
         files: the files with weights.
         config: the model.
         tensors: its weights under our names, each read when it is needed.
         vocabulary: reads its tokenizer and chat template; None where it has none.
         licence: SPDX identifier or what it says, and where that is written; None: it says nothing.
+        start, adapt: of an adapter, the base and its `LoRA`; the tensors are the adapter's alone.
     """
 
     format: str
@@ -61,6 +63,8 @@ class Foreign:
     tensors: Mapping[str, Later]
     vocabulary: Callable[[], Vocabulary | None]
     licence: tuple[str | None, str]
+    start: Ref | None = None
+    adapt: Any = None
 
 
 def open_foreign(path: Path | str) -> Foreign:

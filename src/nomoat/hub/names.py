@@ -19,9 +19,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from nomoat.core.checkpoint import Later
 from nomoat.core.device import hollow
 from nomoat.core.errors import DataError
+from nomoat.core.tensors import Later
 from nomoat.families.lm import LM
 from nomoat.nn.backbone import Backbone
 

@@ -15,9 +15,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from nomoat.core.checkpoint import Later
 from nomoat.core.device import hollow
 from nomoat.core.errors import ConfigError
+from nomoat.core.tensors import Later
 from nomoat.families.lm import LM
 from nomoat.nn.packed import LANES, packs, tiled, untiled
 

@@ -19,8 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nomoat.core.errors import ConfigError
+from nomoat.core.family import Family
 from nomoat.core.types import Batch
 from nomoat.nn.layer import PrePart, Skip
+from nomoat.nn.lora import merged
 from nomoat.nn.memory import AttentionMemory, Memory
 from nomoat.nn.packed import Packed, PackedEmbedding, PackedLinear, pack_
 
@@ -107,6 +109,7 @@ def why_not(model: Any) -> str:
         "it has condition or context ports": bool(backbone.cond_width or backbone.context_width),
         "its heads are no multiple of 16 wide": bool(backbone.head_size % 16),
         "a width is no multiple of 32": any(size % 32 for size in sizes),
+        "several adapters share its weights": bool(model.stack.rules.adapters),
         "it is not on the CPU": any(not one.is_cpu for one in model.parameters()),
         "its weights are neither bf16 nor fp32": any(
             one.dtype not in (torch.bfloat16, torch.float32) for one in model.parameters()
@@ -122,7 +125,7 @@ def quickest(model: Any, bits: int | None = None, threads: int | None = None) ->
     """The fastest `Decodes` that a model has here: native code where that can be, else the model itself.
 
     Args:
-        model: a family in eval mode; its own weights are changed to those asked for.
+        model: a family in eval mode; its own weights are changed to those asked for, an adapter worked into them.
         bits: 32 or 16 (floats), 8 or 4 (packed on the way in); None: packed weights as they are, floats in 16 where
             native code reads them, else as they are.
         threads: of native code; None: as many as torch uses.
@@ -130,6 +133,7 @@ def quickest(model: Any, bits: int | None = None, threads: int | None = None) ->
     Raises:
         ConfigError: such weights cannot be had of this model.
     """
+    model = merged(model) if isinstance(model, Family) else model
     stored = getattr(model.config, "bits", 16)
     if not hasattr(model, "stack"):
         if bits is not None:
