@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nomoat import making
+from nomoat import making, tuning
 from nomoat.core import run as _run
 from nomoat.core.budget import Budget
 from nomoat.core.config import override
@@ -24,7 +23,7 @@ from nomoat.core.errors import ConfigError, RunError, nearest
 from nomoat.core.recipe import Recipe, find
 from nomoat.core.run import Run
 from nomoat.making import Spending
-from nomoat.texts import excerpt_of, held_out, spelling, task_of, texts_of
+from nomoat.texts import at_hand, excerpt_of, held_out, spelling, task_of, texts_of
 
 if TYPE_CHECKING:
     from nomoat.core.family import Family
@@ -46,7 +45,7 @@ ANSWERING = {"temperature": 0.6, "top_p": 0.95, "max_tokens": 512}
 """How answers are drawn: nearer to the likeliest than a story."""
 
 
-def make(
+def make(  # noqa: PLR0913 - the settings of one model; each is asked for by name
     path: Path | str | None = None,
     budget: str = "5m",
     licence: str | None = None,
@@ -55,6 +54,7 @@ def make(
     watts: float | None = None,
     seed: int = 0,
     watch: Watch | None = None,
+    base: Run | Path | str | None = None,
 ) -> Run:
     """Make a model from files within a budget, which is for the whole way from reading to the report.
 
@@ -68,15 +68,18 @@ def make(
         watts: what the machine draws, for budgets in energy and for the card, where it cannot be measured.
         seed: same seed, same model (on the same machine, for the same number of steps).
         watch: told what happens.
+        base: a run of a language model to go on from, for texts that are too few to learn a language from.
 
     Raises:
-        ConfigError: a budget of nothing, or one that cannot be read.
+        ConfigError: a budget of nothing, or one that cannot be read; with `base`, no path.
         DataError: nothing to read.
         RunError, CheckpointError: see `train.loop.train`.
         StoppedError: Ctrl-C while training; `resume` goes on.
     """
     spending = Spending(Budget.parse(budget, price_per_hour, watts), time.perf_counter(), price_per_hour, watts)
     _checked(device)
+    if base is not None:
+        return tuning.make_from(path, base, spending, licence, device, seed, watch)
     return making.make(path, spending, licence, device, seed, watch)
 
 
@@ -147,10 +150,10 @@ def resume(run: Run | Path | str, device: str = "auto", watch: Watch | None = No
     _checked(device)
     if absent := getattr(opened.recipe.data, "absent", None):
         raise RunError(f"{opened.name} was never trained here", absent, "generate, evaluate or export it")
-    if opened.status == "done" and (not making.is_made(opened) or opened.read_json("report.json")):
+    ends = making.made if making.is_made(opened) else tuning.tuned if tuning.is_tuned(opened) else making.trained
+    if opened.status == "done" and (ends is making.trained or opened.read_json("report.json")):
         return opened
-    ended = making.made if making.is_made(opened) else making.trained
-    return ended(opened, device, watch)
+    return ends(opened, device, watch)
 
 
 def runs(root: Path | str | None = None) -> list[RunSummary]:
@@ -247,18 +250,13 @@ def chat(
     from nomoat.talk import Talk
 
     options = _options(sampling, ANSWERING)
-    try:
-        opened = Run.open(run)
-    except RunError as error:
-        if not _pullable(str(run)):
-            raise
-        raise RunError(error.what, "it has not been fetched yet", f"nomoat pull {run}") from None
-    model = quickest(load(opened, device, watch), bits)
-    template = Chat.of(opened.path)
+    run = at_hand(run)
+    model = quickest(load(run, device, watch), bits)
+    template = Chat.of(run.path)
     if template.own and watch is not None:
-        text = f"{opened.name} was not taught to chat: it goes on as if somebody had written the conversation down"
+        text = f"{run.name} was not taught to chat: it goes on as if somebody had written the conversation down"
         watch({"kind": "warning", "text": text})
-    tokenizer: Any = spelling(opened)
+    tokenizer: Any = spelling(run)
     return Talk(model, tokenizer, template, options, system)
 
 
@@ -428,15 +426,6 @@ def _options(sampling: Mapping[str, Any], usual: Mapping[str, Any]) -> SamplingO
         fix = nearest(unknown[0], known) or f"there is {', '.join(known)}"
         raise ConfigError(f"there is no sampling option `{unknown[0]}`", "", fix)
     return SamplingOptions(**{**usual, **sampling})
-
-
-def _pullable(name: str) -> bool:
-    """Whether `pull` knows a model of that name."""
-    try:
-        known = import_module("nomoat.hub.pull").KNOWN["names"]
-    except ImportError:
-        known = {}
-    return name.lower() in known or name.startswith(("hf:", "pypi:", "file:"))
 
 
 def _checked(device: str) -> Any:

@@ -138,6 +138,11 @@ class LessonRows:
         self.size = int(row_D.max(initial=-1)) + 1
         self.firsts = np.searchsorted(row_D[self.documents], np.arange(self.size + 1))
 
+    def messages(self) -> Iterator[list[dict[str, Any]]]:
+        """What was said in each conversation, whole, in the order of the reader's documents."""
+        with (self.reader.folder / f"{self.reader.split}.jsonl").open(encoding="utf-8") as file:
+            yield from map(json.loads, file)
+
     def batch(self, rows: ArrayLike, index: ArrayLike) -> Batch:
         """The rows of these numbers [B], with the global index [B] of each."""
         import torch
@@ -345,6 +350,8 @@ class _Writing:
                 tally.update({(*kind, name): count for name, count in counts.items()})
             files += [asdict(file) for file in writer.finish()]
             durable.replace(self.folder / f"{split}-learn.bin", bytes(learn))
+            said = "".join(self.kept[place][0].canonical + "\n" for place in np.flatnonzero(fate_N == fate))
+            durable.replace(self.folder / f"{split}.jsonl", said.encode())
             splits[split] = {"documents": writer.documents, "tokens": writer.tokens, "bytes": size}
         return splits, files, asdict(joined(tally)), held
 
@@ -359,7 +366,12 @@ class _Writing:
         lost = [{"source": d.source, "member": d.member, "reason": d.reason, "detail": d.detail} for d in self.dropped]
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lost)
         durable.replace(self.folder / DROPPED, text.encode())
-        names = [DROPPED, "tokenizer.json", CHAT, *(f"{split}-learn.bin" for split in SPLITS)]
+        names = [
+            DROPPED,
+            "tokenizer.json",
+            CHAT,
+            *(f"{split}{end}" for split in SPLITS for end in ("-learn.bin", ".jsonl")),
+        ]
         paths = [path for name in names if (path := self.folder / name).is_file()]
         files += [{"name": path.name, "bytes": path.stat().st_size, "sha256": digest(path)} for path in paths]
         read = [item for item in listed(Path(source), False) if isinstance(item, Found)] if source else []

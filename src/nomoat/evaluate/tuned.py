@@ -1,0 +1,319 @@
+"""What tuning has changed: a tuned model beside its base, on what it was taught and on what it was not.
+
+    held-out conversations -> nats a token of the answers; answers written greedily -> ROUGE-L
+    held-out text          -> bits per byte; passages continued
+    a general text, the base's own answers to prompts of all kinds -> what was forgotten
+
+Intervals are percentile bootstraps over conversations or documents, drawn for both models together (Efron 1979).
+Luo et al. 2023, arXiv:2308.08747 (what instruction tuning forgets).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from importlib.resources import files
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nomoat.core.types import Decodes, Scores
+from nomoat.data.chat import Chat, Messages
+from nomoat.data.lessons import Lessons
+from nomoat.data.shards import ShardReader
+from nomoat.data.tokenizer import Tokenizer
+from nomoat.evaluate.bits import BLOCK_TOKENS, FEW_DOCUMENTS, Excerpt, interval, stream_bits, token_bits
+from nomoat.evaluate.passages import continue_passages
+from nomoat.evaluate.report import WRITING
+from nomoat.evaluate.rouge import rouge_l
+from nomoat.evaluate.surprise import printable
+from nomoat.sampling.tokens import SamplingOptions
+from nomoat.sampling.write import Continuation, continue_tokens
+
+FORGETTING = 0.05
+"""What may be lost before it is worth a warning."""
+ROWS = 16  # answers written together
+HELD_OUT_TOKENS = 60_000
+
+
+class Reads(Decodes, Scores, Protocol):
+    """A model of text: it scores and it writes."""
+
+
+class Told(NamedTuple):
+    """A conversation as tokens, and which of them count."""
+
+    ids_N: NDArray[Any]
+    counted_N: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Beside:
+    """One figure of both models.
+
+    Args:
+        name: what was measured.
+        unit: of the figures.
+        base, tuned: the figures.
+        low, high: 95 % interval of tuned / base, or of tuned - base where `difference`.
+        difference: whether the two are subtracted.
+        count: conversations or documents that it rests on.
+    """
+
+    name: str
+    unit: str
+    base: float
+    tuned: float
+    low: float
+    high: float
+    count: int
+    difference: bool = False
+
+    @property
+    def change(self) -> float:
+        """tuned / base, or tuned - base."""
+        return self.tuned - self.base if self.difference else self.tuned / self.base
+
+    def row(self) -> tuple[str, str, str, str]:
+        """Name, base, tuned, change with its interval."""
+        form = "{:+.3f} (95 %: {:+.3f} to {:+.3f})" if self.difference else "x {:.3f} (95 %: {:.3f} to {:.3f})"
+        name = f"{self.name}, {self.unit}" if self.unit else self.name
+        return name, f"{self.base:.3f}", f"{self.tuned:.3f}", form.format(self.change, self.low, self.high)
+
+
+@dataclass(frozen=True)
+class Example:
+    """One prompt, answered by both, with what stands in the data."""
+
+    prompt: str
+    base: str
+    tuned: str
+    reference: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A tuned model beside its base.
+
+    Args:
+        about: what was tuned and how, in a sentence.
+        learned: figures on what it was taught, the loss first.
+        forgotten: figures on what it was not taught.
+        examples: side by side.
+        notes: what else there is to know, in sentences.
+    """
+
+    about: str
+    learned: tuple[Beside, ...]
+    forgotten: tuple[Beside, ...]
+    examples: tuple[Example, ...]
+    notes: tuple[str, ...] = ()
+    limits = (
+        "It knows what its base knew, less what it has forgotten, and is wrong as often: it must not decide anything "
+        "about people.",
+        "Its base's limits are its own; they stand in the base's card.",
+        "Its figures were measured once, with one seed, on conversations or texts like those it was tuned on.",
+    )
+
+    @property
+    def warnings(self) -> list[str]:
+        """In plain words, where more was forgotten than `FORGETTING`."""
+        lost = [one for one in self.forgotten if one.change > 1 + FORGETTING]
+        return [
+            f"It has forgotten: {one.name} cost it {one.change - 1:.0%} more than its base. A lower --learning-rate, "
+            "a smaller --budget (fewer passes over the data) and --lora in place of --full help."
+            for one in lost
+        ]
+
+    @property
+    def verdict(self) -> str:
+        """Whether it has learned anything, in plain words."""
+        if not self.learned:
+            return "Nothing was held out, so that nobody knows whether it has learned anything."
+        loss = self.learned[0]
+        if loss.low <= 1 <= loss.high:
+            return f"It cannot be told from its base by the {loss.name}: give it more data, or more time."
+        better = "better" if loss.change < 1 else "worse"
+        return f"It is {better} than its base at what it was taught: the {loss.name} is {loss.change:.2f} times the base's."
+
+    def as_text(self) -> str:
+        """For the terminal."""
+        parts = ["What have I got?", "", self.about, self.verdict, "", *_table(self._rows()), ""]
+        parts += [*self.warnings, *self.notes, ""] if self.warnings or self.notes else []
+        for number, one in enumerate(self.examples, 1):
+            parts += [f"{number}.", *_indented(one.prompt, "  | ")]
+            for name, text in (("its base:", one.base), ("it:", one.tuned), ("the data:", one.reference)):
+                parts += [f"  {name}", *_indented(text, "  > ")]
+        return "\n".join(parts)
+
+    def as_markdown(self) -> str:
+        """For the card."""
+        head = ["## What have I got?", "", self.about, self.verdict, ""]
+        rows = [
+            "| | base | tuned | change |",
+            "|---|---:|---:|---|",
+            *(f"| {' | '.join(row)} |" for row in self._rows()),
+        ]
+        parts = [*head, *rows, *(line for text in (*self.warnings, *self.notes) for line in ("", text))]
+        parts += ["", "## Side by side"]
+        for number, one in enumerate(self.examples, 1):
+            parts += ["", f"{number}."]
+            named = (("Read", one.prompt), ("Its base", one.base), ("It", one.tuned), ("The data", one.reference))
+            for name, text in named:
+                parts += ["", f"    {name}:", "", *_indented(text, "        ")]
+        return "\n".join(parts) + "\n"
+
+    def as_json(self) -> dict[str, Any]:
+        """As plain values."""
+        each = [{**asdict(one), "change": one.change} for one in (*self.learned, *self.forgotten)]
+        learned = len(self.learned)
+        found = {"learned": each[:learned], "forgotten": each[learned:], "examples": [*map(asdict, self.examples)]}
+        said = {"about": self.about, "verdict": self.verdict, "warnings": self.warnings, "notes": list(self.notes)}
+        return {**said, **found}
+
+    def _rows(self) -> Iterator[tuple[str, str, str, str]]:
+        yield from (one.row() for one in (*self.learned, *self.forgotten))
+
+
+def ratio(name: str, unit: str, base_G: NDArray[Any], tuned_G: NDArray[Any], wholes_G: NDArray[Any]) -> Beside:
+    """Two sums over the same groups, each divided by that of `wholes_G`, and their ratio with its interval."""
+    low, high = interval(tuned_G, base_G)
+    whole = wholes_G.sum()
+    return Beside(name, unit, float(base_G.sum() / whole), float(tuned_G.sum() / whole), low, high, len(base_G))
+
+
+def difference(name: str, unit: str, base_G: NDArray[Any], tuned_G: NDArray[Any]) -> Beside:
+    """Two means over the same groups, and their difference with its interval."""
+    low, high = interval(tuned_G - base_G, np.ones(len(base_G)))
+    return Beside(name, unit, float(base_G.mean()), float(tuned_G.mean()), low, high, len(base_G), difference=True)
+
+
+def nats(model: Scores, told: Sequence[Told]) -> NDArray[np.float64]:
+    """The summed nats [conversations] of the tokens that count."""
+    bits = token_bits(model, [one.ids_N for one in told], max((len(one.ids_N) for one in told), default=1), overlap=0.0)
+    sums = [bits_N[one.counted_N[1:]].sum(dtype=np.float64) for bits_N, one in zip(bits, told, strict=True)]
+    return np.array(sums) * math.log(2)
+
+
+def answers(
+    model: Decodes, tokenizer: Tokenizer, chat: Chat, asked: Sequence[Messages], most: int = 128
+) -> list[tuple[list[int], Continuation]]:
+    """The prompt's tokens and the likeliest answer, token by token, to each conversation."""
+    writing = SamplingOptions(temperature=0.0, max_tokens=most, stop=chat.stop)
+    reach: int = model.config.context_length - most  # type: ignore[attr-defined]
+    prompts = [chat.tokens(messages, tokenizer)[0][-max(1, reach) :] for messages in asked]
+    made: list[tuple[list[int], Continuation]] = []
+    for first in range(0, len(prompts), ROWS):
+        some = prompts[first : first + ROWS]
+        made += zip(some, continue_tokens(model, tokenizer, some, writing), strict=True)
+    return made
+
+
+def lessons_compared(
+    models: tuple[Reads, Reads], tokenizer: Tokenizer, chat: Chat, held: Sequence[tuple[Messages, Told]], most: int
+) -> tuple[tuple[Beside, ...], tuple[Example, ...]]:
+    """Loss of the answers, their ROUGE-L on at most `most` of them, and five examples."""
+    told = [one for _, one in held]
+    base_G, tuned_G = (nats(model, told) for model in models)
+    count_G = np.array([one.counted_N[1:].sum() for one in told])
+    loss = ratio("loss of held-out answers", "nats a token", base_G, tuned_G, count_G)
+    chosen = [held[place][0] for place in np.linspace(0, len(held) - 1, min(most, len(held))).round().astype(int)]
+    references = [messages[-1]["content"] for messages in chosen]
+    wrote = [
+        [one.text.strip() for _, one in answers(model, tokenizer, chat, [messages[:-1] for messages in chosen])]
+        for model in models
+    ]
+    rouge = [np.array([rouge_l(a, [r]) for a, r in zip(each, references, strict=True)]) for each in wrote]
+    shown = [
+        Example(_said(messages[:-1]), *both, reference)
+        for messages, *both, reference in zip(chosen, *wrote, references, strict=True)
+    ]
+    learned = (loss, difference("ROUGE-L of answers", "", *rouge))
+    return learned, tuple(shown[:: max(1, len(shown) // 5)][:5])
+
+
+def held_out(data: Lessons) -> Iterator[tuple[Messages, Told]]:
+    """Every held-out conversation, as messages and as the tokens that stand in the shards."""
+    rows = data.open("heldout")
+    for number, messages in enumerate(rows.messages()):
+        first, size = int(rows.starts[number]), int(rows.lengths[number])
+        yield messages, Told(rows.reader.window(first, size), rows.learn[first : first + size])
+
+
+def text_compared(
+    models: tuple[Reads, Reads], tokenizer: Tokenizer, folder: str, context_length: int
+) -> tuple[tuple[Beside, ...], tuple[Example, ...]]:
+    """Bits per byte of held-out text, and five of its passages continued."""
+    excerpt = Excerpt.of(ShardReader(folder, "heldout"), HELD_OUT_TOKENS)
+    lengths_V = tokenizer.lengths
+    bits = [stream_bits(model, excerpt, lengths_V, tokenizer.eot, context_length) for model in models]
+    few = len(excerpt.ends_D) < FEW_DOCUMENTS
+    group_N = np.arange(len(bits[0])) // BLOCK_TOKENS if few else excerpt.places()
+    sums = [np.bincount(group_N, each) for each in (*bits, lengths_V[excerpt.tokens_N])]
+    training = ShardReader(folder, "train")
+    passages = [
+        continue_passages(model, tokenizer, excerpt, training, lambda document, lines: "", writing=WRITING)
+        for model in models
+    ]
+    shown = [Example(one.prompt, one.written, two.written, one.truth) for one, two in zip(*passages, strict=True)]
+    return (ratio("held-out text", "bits per byte", *sums),), tuple(shown)
+
+
+def forgotten(
+    models: tuple[Reads, Reads], tokenizer: Tokenizer, chat: Chat, general: Iterable[str], prompts: Sequence[str]
+) -> tuple[Beside, ...]:
+    """Bits per byte of a general text, and the loss of the base's own answers to prompts of all kinds."""
+    aligned = [tokenizer.aligned(text) for text in general]
+    told = [_begun(tokenizer, ids_N) for ids_N, _ in aligned]
+    reach: int = models[0].config.context_length  # type: ignore[attr-defined]
+    bits = [token_bits(model, [one.ids_N for one in told], min(reach, 1024), overlap=0.0) for model in models]
+    sums = [np.array([one.sum(dtype=np.float64) for one in each]) for each in bits]
+    size = np.array([bytes_N.sum() for _, bytes_N in aligned])
+    text = ratio("general text", "bits per byte", *sums, size)
+    own = [
+        Told(np.array([*prompt, *one.tokens]), np.arange(len(prompt) + len(one.tokens)) >= len(prompt))
+        for prompt, one in answers(models[0], tokenizer, chat, [_asked(prompt) for prompt in prompts], 48)
+        if one.tokens
+    ]
+    count_G = np.array([one.counted_N.sum() for one in own])
+    return text, ratio("the base's own answers", "nats a token", *(nats(model, own) for model in models), count_G)
+
+
+def other_prompts() -> list[str]:
+    """A hundred prompts of all kinds, none of them from a data set."""
+    return list(json.loads((files("nomoat.evaluate") / "prompts.json").read_text(encoding="utf-8")))
+
+
+def general_text(most: int = 48_000) -> list[str]:
+    """Prose that every Python has: beginnings of chapters of its language reference (PSF-2.0), about `most` bytes."""
+    from pydoc_data.topics import topics
+
+    chapters = [text for _, text in sorted(topics.items()) if len(text) > 1500]
+    return [text[:1500] for text in chapters[:: max(1, len(chapters) * 1500 // most)]]
+
+
+def _begun(tokenizer: Tokenizer, ids_N: NDArray[Any]) -> Told:
+    whole = np.concatenate([[tokenizer.opening], ids_N])
+    return Told(whole, np.arange(len(whole)) > 0)
+
+
+def _asked(prompt: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": prompt}]
+
+
+def _said(messages: Messages) -> str:
+    return "\n".join(f"{message['role']}: {message['content']}" for message in messages)
+
+
+def _table(rows: Iterable[tuple[str, ...]]) -> list[str]:
+    whole = [("", "base", "tuned", "change"), *rows]
+    width = max(len(row[0]) for row in whole)
+    return [f"  {name:<{width}}{base:>9}{tuned:>9}   {change}".rstrip() for name, base, tuned, change in whole]
+
+
+def _indented(text: str, before: str) -> list[str]:
+    """Lines that neither a terminal nor Markdown reads as anything but text."""
+    return [(before + printable(line)).rstrip() for line in text.split("\n")]
