@@ -183,7 +183,7 @@ def _tuned_from(model: Run | Path | str, data: Path | str, asked: _Asked, watch:
     found = checkpoint.latest(base.checkpoints)
     if found is None:
         raise ConfigError(f"{base.name} has no checkpoint yet", fix=f"train it: `nomoat resume {base.name}`")
-    group = "ema" if "ema" in checkpoint.groups(found.path) else "weights"
+    group = checkpoint.model_group(found.path)
     rows = lessons.open().epoch_samples
     batch_size = max(1, min(rows // STEPS, STEP_TOKENS // lessons.context_length))
     rate = asked.manner.rate
@@ -204,7 +204,7 @@ def _tuned_from(model: Run | Path | str, data: Path | str, asked: _Asked, watch:
             if (folder / name).is_file():
                 shutil.copyfile(folder / name, run.path / name)
     run.write_json(TUNE, {"base": base.name, "general": str(asked.general) if asked.general else None})
-    return tuned(run, asked.device, watch, asked.spending and asked.spending.began)
+    return tuned(run, asked.device, watch, asked.spending.began if asked.spending else None)
 
 
 def _label(run: Run) -> str:
@@ -213,7 +213,7 @@ def _label(run: Run) -> str:
 
 
 def _budget(asked: _Asked, steps_a_pass: int) -> Budget:
-    """The budget in steps where it is in passes; in time, with a bound on the passes and without what the report takes."""
+    """In passes: as steps. In time: with a bound on the passes; of the whole way, without what the report takes."""
     if passes := re.fullmatch(r"(\d+(?:\.\d+)?|\.\d+)\s*(?:epoch|pass)(?:e?s)?", asked.budget.strip()):
         steps = math.ceil(float(passes[1]) * steps_a_pass)
         return Budget(asked.budget, steps, "steps")
@@ -277,10 +277,7 @@ def _lessons(path: Path, base: Run, asked: _Asked, most: int, watch: Watch | Non
             made = write_lessons(folder, rows, words, most, path, watch=watch)
     _tell_left_out(made, folder, watch)
     if watch is not None and (shortened := made.settings["shortened"]):
-        text = (
-            f"{shortened:,} conversations had more than {most:,} tokens: their oldest turns were left out, then the end "
-            "of their answer"
-        )
+        text = f"{shortened:,} conversations had more than {most:,} tokens: they lost their oldest turns, then the end"
         watch({"kind": "warning", "text": text})
     length = max(min(256, most), 64 * math.ceil(made.settings["longest"] / 64))
     return Lessons(str(folder), min(length, most), (made.id,))

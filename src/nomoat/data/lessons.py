@@ -138,6 +138,11 @@ class LessonRows:
         self.size = int(row_D.max(initial=-1)) + 1
         self.firsts = np.searchsorted(row_D[self.documents], np.arange(self.size + 1))
 
+    @property
+    def epoch_samples(self) -> int:
+        """The same by the name that text has for it."""
+        return self.size
+
     def messages(self) -> Iterator[list[dict[str, Any]]]:
         """What was said in each conversation, whole, in the order of the reader's documents."""
         with (self.reader.folder / f"{self.reader.split}.jsonl").open(encoding="utf-8") as file:
@@ -366,12 +371,8 @@ class _Writing:
         lost = [{"source": d.source, "member": d.member, "reason": d.reason, "detail": d.detail} for d in self.dropped]
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lost)
         durable.replace(self.folder / DROPPED, text.encode())
-        names = [
-            DROPPED,
-            "tokenizer.json",
-            CHAT,
-            *(f"{split}{end}" for split in SPLITS for end in ("-learn.bin", ".jsonl")),
-        ]
+        ours = (f"{split}{end}" for split in SPLITS for end in ("-learn.bin", ".jsonl"))
+        names = [DROPPED, "tokenizer.json", CHAT, *ours]
         paths = [path for name in names if (path := self.folder / name).is_file()]
         files += [{"name": path.name, "bytes": path.stat().st_size, "sha256": digest(path)} for path in paths]
         read = [item for item in listed(Path(source), False) if isinstance(item, Found)] if source else []

@@ -137,7 +137,9 @@ class Comparison:
         if loss.low <= 1 <= loss.high:
             return f"It cannot be told from its base by the {loss.name}: give it more data, or more time."
         better = "better" if loss.change < 1 else "worse"
-        return f"It is {better} than its base at what it was taught: the {loss.name} is {loss.change:.2f} times the base's."
+        return (
+            f"It is {better} than its base at what it was taught: the {loss.name} is {loss.change:.2f} of its base's."
+        )
 
     def as_text(self) -> str:
         """For the terminal."""
@@ -228,8 +230,8 @@ def lessons_compared(
     ]
     rouge = [np.array([rouge_l(a, [r]) for a, r in zip(each, references, strict=True)]) for each in wrote]
     shown = [
-        Example(_said(messages[:-1]), *both, reference)
-        for messages, *both, reference in zip(chosen, *wrote, references, strict=True)
+        Example(_said(messages[:-1]), base, tuned, reference)
+        for messages, base, tuned, reference in zip(chosen, *wrote, references, strict=True)
     ]
     learned = (loss, difference("ROUGE-L of answers", "", *rouge))
     return learned, tuple(shown[:: max(1, len(shown) // 5)][:5])
@@ -252,14 +254,14 @@ def text_compared(
     bits = [stream_bits(model, excerpt, lengths_V, tokenizer.eot, context_length) for model in models]
     few = len(excerpt.ends_D) < FEW_DOCUMENTS
     group_N = np.arange(len(bits[0])) // BLOCK_TOKENS if few else excerpt.places()
-    sums = [np.bincount(group_N, each) for each in (*bits, lengths_V[excerpt.tokens_N])]
+    base_G, tuned_G, bytes_G = (np.bincount(group_N, each) for each in (*bits, lengths_V[excerpt.tokens_N]))
     training = ShardReader(folder, "train")
     passages = [
         continue_passages(model, tokenizer, excerpt, training, lambda document, lines: "", writing=WRITING)
         for model in models
     ]
     shown = [Example(one.prompt, one.written, two.written, one.truth) for one, two in zip(*passages, strict=True)]
-    return (ratio("held-out text", "bits per byte", *sums),), tuple(shown)
+    return (ratio("held-out text", "bits per byte", base_G, tuned_G, bytes_G),), tuple(shown)
 
 
 def forgotten(
@@ -270,16 +272,17 @@ def forgotten(
     told = [_begun(tokenizer, ids_N) for ids_N, _ in aligned]
     reach: int = models[0].config.context_length  # type: ignore[attr-defined]
     bits = [token_bits(model, [one.ids_N for one in told], min(reach, 1024), overlap=0.0) for model in models]
-    sums = [np.array([one.sum(dtype=np.float64) for one in each]) for each in bits]
+    base_G, tuned_G = (np.array([one.sum(dtype=np.float64) for one in each]) for each in bits)
     size = np.array([bytes_N.sum() for _, bytes_N in aligned])
-    text = ratio("general text", "bits per byte", *sums, size)
+    text = ratio("general text", "bits per byte", base_G, tuned_G, size)
     own = [
         Told(np.array([*prompt, *one.tokens]), np.arange(len(prompt) + len(one.tokens)) >= len(prompt))
         for prompt, one in answers(models[0], tokenizer, chat, [_asked(prompt) for prompt in prompts], 48)
         if one.tokens
     ]
     count_G = np.array([one.counted_N.sum() for one in own])
-    return text, ratio("the base's own answers", "nats a token", *(nats(model, own) for model in models), count_G)
+    base_G, tuned_G = (nats(model, own) for model in models)
+    return text, ratio("the base's own answers", "nats a token", base_G, tuned_G, count_G)
 
 
 def other_prompts() -> list[str]:
