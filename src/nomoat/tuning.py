@@ -362,7 +362,7 @@ def _compared(run: Run, device: str) -> Comparison:
     general = compare.general_text() if known["general"] is None else list(texts_of([known["general"]]).values())
     with autocast(place, run.decided("precision", "fp32")):
         learned, shown = held.compared(models, wrote)
-        lost = compare.forgotten(models, tokenizer, general, own)
+        lost = compare.forgotten(models, tokenizer, compare.pieces(general), own)
     licence = (base.read_json("ledger.json") or {}).get("licence") or "a licence that is not known"
     about = f"{run.recipe.about} The base, {known['base']}, is under {licence}."
     return compare.Comparison(about, learned, lost, shown)

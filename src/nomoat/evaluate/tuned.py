@@ -276,12 +276,17 @@ def other_prompts() -> list[str]:
     return list(json.loads((files("nomoat.evaluate") / "prompts.json").read_text(encoding="utf-8")))
 
 
-def general_text(most: int = 48_000) -> list[str]:
-    """Prose that every Python has: beginnings of chapters of its language reference (PSF-2.0), about `most` bytes."""
+def general_text() -> list[str]:
+    """Prose that every Python has: the chapters of its language reference (PSF-2.0)."""
     from pydoc_data.topics import topics
 
-    chapters = [text for _, text in sorted(topics.items()) if len(text) > 1500]
-    return [text[:1500] for text in chapters[:: max(1, len(chapters) * 1500 // most)]]
+    return [text for _, text in sorted(topics.items())]
+
+
+def pieces(texts: Iterable[str], size: int = 1500, most: int = 60_000) -> list[str]:
+    """Pieces of `size` characters, evenly chosen from all texts, of about `most` together."""
+    found = [piece for text in texts for at in range(0, len(text), size) if (piece := text[at : at + size]).strip()]
+    return found[:: max(1, len(found) * size // most)]
 
 
 def _said(messages: Messages) -> str:
