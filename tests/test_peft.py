@@ -12,6 +12,7 @@ from test_lora import near, stirred
 from torch.testing import assert_close
 
 import nomoat
+from nomoat.cli.entry import main
 from nomoat.core import checkpoint
 from nomoat.core.errors import CheckpointError, ConfigError, DataError
 from nomoat.core.recipe import Recipe, Ref
@@ -231,6 +232,17 @@ def test_how_it_is_asked_for_wrongly(base, tmp_path):
     with pytest.raises(ConfigError, match=r"no adapted model.*--to hf"):
         nomoat.export(run, "peft", tmp_path / "nothing")
     assert not (tmp_path / "nothing").exists()
+
+
+def test_the_commands(base, tmp_path, capsys):
+    _, _, run = base
+    ours = adapted(run, LoRA(2))
+    assert main(["export", ours.name, "--to", "peft", "--output", str(tmp_path / "out"), "--json"]) == 0
+    assert main(["import", str(tmp_path / "out"), "--base", run.name, "--name", "again", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out.splitlines()[-1])
+    near(logits_of(Run.open(said["run"])), logits_of(ours))
+    assert main(["import", str(tmp_path / "out")]) == 2
+    assert "--base RUN" in capsys.readouterr().err
 
 
 def test_beside_packed_weights(base, tmp_path):
