@@ -234,15 +234,15 @@ def test_how_it_is_asked_for_wrongly(base, tmp_path):
     assert not (tmp_path / "nothing").exists()
 
 
-def test_the_commands(base, tmp_path, capsys):
+def test_the_commands(base, tmp_path, capfd):
     _, _, run = base
     ours = adapted(run, LoRA(2))
     assert main(["export", ours.name, "--to", "peft", "--output", str(tmp_path / "out"), "--json"]) == 0
     assert main(["import", str(tmp_path / "out"), "--base", run.name, "--name", "again", "--json"]) == 0
-    said = json.loads(capsys.readouterr().out.splitlines()[-1])
+    said = json.loads(capfd.readouterr().out.splitlines()[-1])
     near(logits_of(Run.open(said["run"])), logits_of(ours))
     assert main(["import", str(tmp_path / "out")]) == 2
-    assert "--base RUN" in capsys.readouterr().err
+    assert "--base RUN" in capfd.readouterr().err
 
 
 def test_beside_packed_weights(base, tmp_path):
