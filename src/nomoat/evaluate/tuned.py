@@ -283,7 +283,7 @@ def general_text() -> list[str]:
     return [text for _, text in sorted(topics.items())]
 
 
-def pieces(texts: Iterable[str], size: int = 1500, most: int = 60_000) -> list[str]:
+def pieces(texts: Iterable[str], size: int = 1500, most: int = 32_000) -> list[str]:
     """Pieces of `size` characters, evenly chosen from all texts, of about `most` together."""
     found = [piece for text in texts for at in range(0, len(text), size) if (piece := text[at : at + size]).strip()]
     return found[:: max(1, len(found) * size // most)]
