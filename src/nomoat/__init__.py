@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nomoat.licensing import licence
     from nomoat.quantising import quantize
+    from nomoat.tuning import tune
     from nomoat.verbs import (
         chat,
         doctor,
@@ -38,9 +39,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "chat", "doctor", "evaluate", "export", "generate", "import_model", "licence", "load", "make", "plan", "pull",
-    "quantize", "resume", "runs", "serve", "surprise", "train",
+    "quantize", "resume", "runs", "serve", "surprise", "train", "tune",
 ]  # fmt: skip
-_HOMES = {"licence": "nomoat.licensing", "quantize": "nomoat.quantising"}
+_HOMES = {"licence": "nomoat.licensing", "quantize": "nomoat.quantising", "tune": "nomoat.tuning"}
 """Where a verb is defined, unless in `nomoat.verbs`."""
 
 

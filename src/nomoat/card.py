@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from nomoat.core.ledger import Ledger
     from nomoat.data.manifest import Manifest
     from nomoat.evaluate.report import Report
+    from nomoat.evaluate.tuned import Comparison
 
 LIMITS = (
     "It continues text in the manner of its training text. It is no assistant, knows no facts reliably, and must not "
@@ -37,7 +38,7 @@ OTHERS_LIMITS = (
 )
 
 
-def write(run: Run, report: Report | None = None) -> dict[str, Any]:
+def write(run: Run, report: Report | Comparison | None = None) -> dict[str, Any]:
     """Write card.json, card.md and ledger.json into the run; returns what card.json holds."""
     manifest = manifest_of(run)
     card = gather(run, manifest, report)
@@ -48,7 +49,7 @@ def write(run: Run, report: Report | None = None) -> dict[str, Any]:
     return card
 
 
-def gather(run: Run, manifest: Manifest | None, report: Report | None) -> dict[str, Any]:
+def gather(run: Run, manifest: Manifest | None, report: Report | Comparison | None) -> dict[str, Any]:
     """All facts of the card, as plain values."""
     figure = _last(run, "evaluate")
     held_out = {"bits_per_byte": figure.get("bits_per_byte"), "loss": figure.get("loss"), "step": figure.get("step")}
@@ -66,7 +67,7 @@ def gather(run: Run, manifest: Manifest | None, report: Report | None) -> dict[s
         "cost": {name: asdict(cost) for name, cost in costs(run).items()},
         "warnings": [event["text"] for event in run.metrics("warning")],
         "opens": opens(run.recipe.family),
-        "limits": list(OTHERS_LIMITS if hasattr(run.recipe.data, "absent") else LIMITS),
+        "limits": list(OTHERS_LIMITS if hasattr(run.recipe.data, "absent") else getattr(report, "limits", LIMITS)),
         "decisions": run.decisions(),
         "environment": run.read_json("environment.json"),
         "recipe": to_json(run.recipe),
@@ -158,7 +159,7 @@ def _data(manifest: Manifest | None) -> dict[str, Any] | None:
     }
 
 
-def _expected(run: Run, report: Report | None) -> list[dict[str, Any]]:
+def _expected(run: Run, report: Report | Comparison | None) -> list[dict[str, Any]]:
     """Name, expected, actual and actual / expected of what the plan, or the recipe, foresaw."""
     from nomoat.train.plan import compare
 
@@ -166,8 +167,8 @@ def _expected(run: Run, report: Report | None) -> list[dict[str, Any]]:
     plan = run.read_json("plan.json") or {name: {"value": value} for name, value in run.recipe.expect.items()}
     if "seconds" in actual:  # the plan counts itself
         actual["seconds"] += plan.get("planning_seconds", 0.0)
-    if report is not None:
-        actual["held_out_bits_per_byte"] = report.model.value
+    if figure := getattr(report, "model", None):
+        actual["held_out_bits_per_byte"] = figure.value
     return [
         {"name": name, "expected": foreseen, "actual": came, "off": off}
         for name, foreseen, came, off in compare(plan, actual)
@@ -195,7 +196,7 @@ def _last(run: Run, kind: str) -> dict[str, Any]:
     return next(reversed(run.metrics(kind)), {})
 
 
-def markdown(card: Mapping[str, Any], ledger: Ledger | None, report: Report | None) -> str:
+def markdown(card: Mapping[str, Any], ledger: Ledger | None, report: Report | Comparison | None) -> str:
     """The card for people."""
     model, held = card["model"], card["held_out"]
     size = f"{model['parameters'] / 1e6:.2f} M parameters" if "parameters" in model else "no checkpoint yet"

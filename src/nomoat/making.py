@@ -56,12 +56,28 @@ class Spending:
     price_per_hour: float | None = None
     watts: float | None = None
 
+    @classmethod
+    def of(cls, budget: str, price_per_hour: float | None = None, watts: float | None = None) -> Spending:
+        """From now on.
+
+        Raises:
+            ConfigError: a budget of nothing, or one that cannot be read.
+        """
+        return cls(Budget.parse(budget, price_per_hour, watts), time.perf_counter(), price_per_hour, watts)
+
     def left(self, report_seconds: float) -> float | None:
         """Seconds left for planning and training; None for budgets that no clock bounds."""
         whole = None if self.budget.unit == "watt_hours" and not self.budget.watts else self.budget.seconds()
         if whole is None:
             return None
         return max(0.3 * whole, whole - (time.perf_counter() - self.began) - report_seconds)
+
+    def state(self, run: Run) -> None:
+        """Write to a run what the user said of prices and power."""
+        rates = {"price_per_hour": self.price_per_hour, "currency": self.budget.currency, "watts": self.watts}
+        for name, value in rates.items():
+            if stated := value or getattr(self.budget, name):
+                run.decide(name, stated, 0, "stated by the user")
 
 
 def prepared(recipe: Recipe, root: Path | str | None, watch: Watch | None) -> Recipe:
@@ -213,10 +229,7 @@ def make(
     run = begun(forecast, replace(forecast.recipe, seed=seed), path)
     for name, value, why in refuse(forecast.recipe, allow):
         run.decide(name, value, 0, why)
-    rates = {"price_per_hour": spending.price_per_hour, "currency": spending.budget.currency, "watts": spending.watts}
-    for name, value in rates.items():
-        if stated := value or getattr(spending.budget, name):
-            run.decide(name, stated, 0, "stated by the user")
+    spending.state(run)
     return made(run, device, watch, spending.began)
 
 

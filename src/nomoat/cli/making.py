@@ -5,7 +5,7 @@ arguments -> nomoat.verbs.make(..., watch=display) -> Run -> the report, the car
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("path", required=False, type=click.Path(exists=True))
+@click.option("--from", "base", metavar="MODEL", help="Go on from this model: for files under about 20 MB.")
 @options.budget
 @options.licence
 @options.allow
@@ -27,27 +28,24 @@ if TYPE_CHECKING:
 @options.device
 @options.as_json
 @click.pass_obj
-def make(  # noqa: PLR0913 - click hands over each option by name
-    output: Output,
-    path: str | None,
-    budget: str,
-    price_per_hour: float | None,
-    watts: float | None,
-    licence: str | None,
-    allow: str | None,
-    seed: int,
-    device: str,
-) -> None:
+def make(output: Output, path: str | None, base: str | None, budget: str, **asked: Any) -> None:
     """Make a model from a file or folder, within a budget.
 
     PATH holds txt, md, code, html, csv, jsonl or parquet, each also as .gz, .zst or in a .zip. Without PATH: the
     modules of Python's standard library. The budget is for everything, from reading to the report.
     """
-    from nomoat import verbs
+    from nomoat import tuning, verbs
+    from nomoat.making import Spending
 
+    if base is None and (text := tuning.proposal(path)):
+        output.event({"kind": "warning", "text": text})
     with watching(output, f"nomoat make {path or ''}".rstrip() + f" · {budget}") as watch:
-        run = verbs.make(path, budget, licence, device, price_per_hour, watts, seed, watch, allow)
-    _ended(output, run)
+        if base is None:
+            run = verbs.make(path, budget, watch=watch, **asked)
+        else:
+            spending = Spending.of(budget, asked.pop("price_per_hour"), asked.pop("watts"))
+            run = tuning.make_from(base, path, spending, watch=watch, **asked)
+    ended(output, run)
 
 
 @click.command()
@@ -111,7 +109,7 @@ def train(
     changes = (*overrides, *((f"processes={processes}",) if processes else ()))
     with watching(output, f"nomoat train {recipe}") as watch:
         run = verbs.train(recipe, changes, device=device, watch=watch, allow=allow)
-    _ended(output, run)
+    ended(output, run)
 
 
 @click.command()
@@ -125,10 +123,10 @@ def resume(output: Output, run: str, device: str) -> None:
 
     with watching(output, f"nomoat resume {run}") as watch:
         resumed = verbs.resume(run, device=device, watch=watch)
-    _ended(output, resumed)
+    ended(output, resumed)
 
 
-def _ended(output: Output, run: Run) -> None:
+def ended(output: Output, run: Run) -> None:
     """The last words: the report or the figure, where the card is, and what to type next."""
     report = run.path / "report.txt"
     figure = (run.metrics("evaluate") or [{}])[-1].get("bits_per_byte")
