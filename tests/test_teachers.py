@@ -125,9 +125,9 @@ def test_a_wrong_key_or_address_is_said_once_and_the_key_never(status, monkeypat
 
 def test_what_the_server_says_of_a_bad_request_is_told():
     said = json.dumps({"error": {"message": "max_tokens is too large"}})
-    with oracle(lambda body: (400, said)) as server, opened(server) as teacher:
-        with pytest.raises(TeacherError, match="max_tokens is too large"):
-            teacher.answer(HELLO)
+    strict = oracle(lambda body: (400, said))
+    with strict as server, opened(server) as teacher, pytest.raises(TeacherError, match="max_tokens is too large"):
+        teacher.answer(HELLO)
 
 
 def test_a_key_from_a_file(tmp_path):

@@ -18,7 +18,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
-from urllib.parse import urlsplit
 
 from nomoat.core.errors import ConfigError, NomoatError
 from nomoat.core.ledger import UNKNOWN
@@ -118,7 +117,9 @@ class Address(_Closes):
     def __init__(
         self, where: str, licence: str | None, terms: str | None, key: str = KEY, seconds: float = SECONDS
     ) -> None:
-        parts = urlsplit(where)
+        from nomoat.hub.fetch import parts_of
+
+        parts = parts_of(where)
         self.name, self.where = parts.fragment, where.partition("#")[0].rstrip("/")
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ConfigError(f"{where} is no address of a teacher", "", "write http://host:8000/v1#model")

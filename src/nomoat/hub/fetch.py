@@ -24,7 +24,7 @@ from functools import lru_cache
 from http.client import HTTPException, HTTPMessage
 from pathlib import Path
 from typing import IO, Any, NamedTuple
-from urllib.parse import quote, unquote, urljoin, urlsplit, urlunsplit
+from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit, urlunsplit
 
 from nomoat.core import durable
 from nomoat.core.errors import DataError
@@ -102,6 +102,11 @@ def joined(base: str, link: str) -> tuple[str, str]:
     """The address that a link in the document at `base` means, and its fragment."""
     whole = urlsplit(urljoin(base, link))
     return urlunsplit(whole._replace(fragment="")), whole.fragment
+
+
+def parts_of(url: str) -> SplitResult:
+    """Scheme, host, path and so on of an address."""
+    return urlsplit(url)
 
 
 def shown(url: str) -> str:
