@@ -1,12 +1,14 @@
 """Five rounds of learning from one's own text: replacing the real text with it, or laying it beside the real text.
 
-    python benchmarks/collapse.py --corpus gutenberg-stories --rounds 5 [--units 400 --epochs 3] [--plot]
+    python benchmarks/collapse.py --corpus gutenberg-stories --rounds 5
+    python benchmarks/collapse.py --plot gutenberg-stories,us-presidents
 
     real text -> model 0 -> as much text of its own -> (instead of | beside) the real text -> model 1 -> ... -> model 5
 
 Every model starts from fresh weights and reads its text as often (`--epochs`), as in Gerstgrasser et al. 2024,
 arXiv:2404.01413: a model that reads more text takes more steps, and one that learns from the real text alone for as
-many steps stands beside it. Text is drawn at temperature 1. After each round: the loss on held-out real text, and how
+many steps stands beside it. Text is drawn as `nomoat
+generate` draws it, at temperature 0.8 and top-p 0.95. After each round: the loss on held-out real text, and how
 varied the model's own text is. The guard is `evaluate.collapse.guard`, handed the shards as any training is.
 """
 
@@ -18,14 +20,12 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from peers import SHARED, record
+from peers import ROOT, SHARED, record
 
 from nomoat.core.budget import Budget
 from nomoat.core.recipe import Optimizer, Recipe
@@ -34,7 +34,7 @@ from nomoat.data.shards import ShardReader, ShardWriter
 from nomoat.data.text import Text
 from nomoat.data.tokenizer import Tokenizer, train_bpe
 from nomoat.evaluate.bits import Excerpt, measure
-from nomoat.evaluate.diversity import compare
+from nomoat.evaluate.collapse import CollapseError, drifted, guard, mixture
 from nomoat.families.lm import LM
 from nomoat.nn.backbone import Backbone
 from nomoat.sampling.tokens import SamplingOptions
@@ -47,12 +47,18 @@ PASSAGE = 400
 
 
 def passages(corpus: str) -> list[str]:
-    """The corpus cut into passages of whole paragraphs, in an order of its own."""
-    folder = SHARED / "data" / corpus
+    """The corpus cut into passages of whole paragraphs, in an order of chance.
+
+    Raises:
+        SystemExit: there is no such corpus.
+    """
+    folder, fields = SHARED / "data" / corpus, ("instruction", "output", "text", "fable")
     texts = [path.read_text() for path in sorted(folder.glob("*.txt"))]
     for path in sorted(folder.glob("*.jsonl.gz")):
-        rows = [json.loads(line) for line in gzip.open(path, "rt")]
-        texts += ["\n\n".join(str(row.get(key) or "") for key in ("instruction", "output", "text", "fable") if row.get(key)) for row in rows]
+        rows = map(json.loads, gzip.decompress(path.read_bytes()).decode().splitlines())
+        texts += ["\n\n".join(row[key] for key in fields if row.get(key)) for row in rows]
+    if not texts:
+        raise SystemExit(f"there is no text in {folder}; $NOMOAT_SHARED names the folder of data")
     made = []
     for text in texts:
         held = ""
@@ -96,17 +102,24 @@ class Study:
         for split, chosen in (("train", parts), ("heldout", [(0, self.held_out)])):
             writer = ShardWriter(folder, split, self.tokenizer)
             for generation, documents in chosen:
-                line = {"origin": "human" if not generation else "model", "generation": generation, "licence": "CC0-1.0"}
+                line = {
+                    "origin": "human" if not generation else "model",
+                    "generation": generation,
+                    "licence": "CC0-1.0",
+                }
                 for document in documents:
                     writer.add(document, line)
             writer.finish()
         self.tokenizer.save(folder / "tokenizer.json")
         return folder
 
+    def steps(self, folder: Path) -> int:
+        """How many steps read a dataset so many times."""
+        return max(1, round(self.settings.epochs * ShardReader(folder, "train").tokens / (BATCH * CONTEXT)))
+
     def model(self, folder: Path, seed: int, steps: int | None = None) -> Any:
         """A fresh model trained on a dataset: so many epochs of it, or so many steps."""
-        tokens = ShardReader(folder, "train").tokens
-        steps = steps or max(1, round(self.settings.epochs * tokens / (BATCH * CONTEXT)))
+        steps = steps or self.steps(folder)
         backbone = Backbone(width=self.settings.width, depth=3, heads=self.settings.width // 32)
         recipe = Recipe(
             about="A round of self-training.",
@@ -133,7 +146,12 @@ class Study:
         """As many tokens as the real text has, each document begun from nothing and ended by the model itself."""
         made: list[list[int]] = []
         while sum(map(len, made)) < self.tokens:
-            options = SamplingOptions(temperature=self.settings.temperature, top_p=self.settings.top_p, max_tokens=CONTEXT, seed=seed * 1000 + len(made))
+            options = SamplingOptions(
+                temperature=self.settings.temperature,
+                top_p=self.settings.top_p,
+                max_tokens=CONTEXT,
+                seed=seed * 1000 + len(made),
+            )
             rows: list[list[int]] = [[] for _ in range(ROWS)]
             for row, token, _ in write(model, [[self.tokenizer.eot]] * ROWS, options, [self.tokenizer.eot]):
                 if token != self.tokenizer.eot:
@@ -142,35 +160,132 @@ class Study:
         return [np.array(row) for row in made]
 
 
+def rounds(study: Study, first: Any, replaces: bool, guarded: bool) -> list[dict[str, Any]]:
+    """Self-training, round by round; the guard looks at each dataset before a model is trained on it.
+
+    The share of real text and its removal are overridden, with the reason that this is what is studied: without that,
+    the guard stops `replace` before its first round. What is left to stop it is the drift.
+    """
+    model, parts, told = first, [(0, study.real)], []
+    for number in range(1, study.settings.rounds + 1):
+        start = time.perf_counter()
+        parts = [*([] if replaces else parts), (number, study.written(model, number))]
+        folder = study.shards("replace" if replaces else "accumulate", parts)
+        found = mixture([folder])
+        figures = guard([folder], real=study.real, override="to see it happen").drift[number]
+        one = {"round": number, "real_share": found.real_share, "figures": figures, "drifted": drifted(figures)}
+        if guarded and one["drifted"]:
+            told.append(one | {"stopped": True})
+            return told
+        model = study.model(folder, number)
+        told.append(one | {"bits_per_byte": study.loss(model), "seconds": time.perf_counter() - start})
+        print(json.dumps(told[-1]), flush=True)
+    return told
+
+
+def refused(study: Study) -> str:
+    """What the guard says of the first round of replacing, nothing overridden."""
+    folder, before = study.folder / "replace", mixture([study.folder / "real"])
+    try:
+        guard([folder], before, study.real)
+    except CollapseError as error:
+        return error.what
+    return ""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--corpus", default="gutenberg-stories")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--tokens", type=int, default=400_000)
+    parser.add_argument("--tokens", type=int, default=150_000, help="of real text, and of text written in each round")
     parser.add_argument("--epochs", type=float, default=3)
-    parser.add_argument("--temperature", type=float, default=1.0)
-    parser.add_argument("--top-p", type=float, default=1.0)
     parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--temperature", type=float, default=0.8)
+    parser.add_argument("--top-p", type=float, default=0.95)
+    parser.add_argument("--plot", help="write docs/collapse.svg from results of these corpora, and train nothing")
     arguments = parser.parse_args()
+    if arguments.plot:
+        names = arguments.plot.split(",")
+        results = [json.loads((ROOT / "benchmarks/results" / f"collapse-{name}.json").read_text()) for name in names]
+        (ROOT / "docs" / "collapse.svg").write_text(drawn([result["figures"] for result in results]))
+        return
+    start = time.perf_counter()
     with tempfile.TemporaryDirectory() as place:
         study = Study(arguments, Path(place))
-        print("tokens", study.tokens, "held", len(study.excerpt.tokens_N), "docs", len(study.real))
-        start = time.perf_counter()
-        first = study.model(study.shards("real", [(0, study.real)]), 0)
-        print("params", sum(p.numel() for p in first.parameters()))
-        base = study.loss(first)
-        print("real", round(base, 4), "seconds", round(time.perf_counter() - start))
-        for mode in ("replace", "accumulate"):
-            model, parts = first, [(0, study.real)]
-            for number in range(1, arguments.rounds + 1):
-                start = time.perf_counter()
-                made = study.written(model, number)
-                wrote = time.perf_counter() - start
-                a, b = compare(made, study.real)
-                parts = [*([] if mode == "replace" else parts), (number, made)]
-                model = study.model(study.shards(mode, parts), number)
-                print(mode, number, round(study.loss(model), 4), round(study.loss(model) / base - 1, 4), "wrote", round(wrote), "all", round(time.perf_counter() - start),
-                      {k: round(v, 3) for k, v in a.against(b).items()}, flush=True)
+        folder = study.shards("real", [(0, study.real)])
+        first = study.model(folder, 0)
+        figures: dict[str, Any] = {"settings": vars(arguments), "real_tokens": study.tokens, "real": study.loss(first)}
+        figures["parameters"] = sum(one.numel() for one in first.parameters())
+        figures["replace"] = rounds(study, first, replaces=True, guarded=False)
+        figures["refused"] = refused(study)
+        figures["accumulate"] = rounds(study, first, replaces=False, guarded=False)
+        steps = study.steps(study.folder / "accumulate")
+        figures["real_as_many_steps"] = study.loss(study.model(folder, arguments.rounds, steps))
+        for name in ("replace", "accumulate"):  # the guard changes nothing but where it stops
+            stopped = next((one["round"] for one in figures[name] if one["drifted"]), None)
+            figures[f"{name}_guarded"] = figures[name][: None if stopped is None else stopped - 1]
+            figures[f"{name}_stopped_at"] = stopped
+        figures["minutes"] = (time.perf_counter() - start) / 60
+    record(f"collapse-{arguments.corpus}", figures)
+
+
+WIDTH, HEIGHT, LEFT, TOP = 380, 240, 62, 58
+LINES = (("replace", "#c0392b"), ("accumulate", "#1f6fb2"))
+PANELS = (
+    ("bits per byte of held-out real text", lambda one: one["bits_per_byte"]),
+    ("different pairs of tokens, of real text's", lambda one: one["figures"]["distinct_2"]),
+    ("rare tokens, of real text's", lambda one: one["figures"]["tail"]),
+)
+
+
+def drawn(results: list[dict[str, Any]]) -> str:
+    """One row a corpus, one panel a figure: rounds to the right, a bar where the guard stops."""
+    across, down = WIDTH + LEFT + 18, HEIGHT + TOP + 34
+    size = f'width="{across * len(PANELS)}" height="{down * len(results)}"'
+    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="13">']
+    parts.append('<rect width="100%" height="100%" fill="white"/>')
+    for row, result in enumerate(results):
+        for column, (title, value) in enumerate(PANELS):
+            place = f'<g transform="translate({column * across + LEFT},{row * down + TOP})">'
+            parts += [place, *panel(result, title, value, column == 0), "</g>"]
+    return "\n".join([*parts, "</svg>", ""])
+
+
+def panel(result: dict[str, Any], title: str, value: Any, is_loss: bool) -> list[str]:
+    """Axes, both lines, the real text's level, and where the guard stops."""
+    level, count = result["real"] if is_loss else 1.0, len(result["replace"])
+    series = {name: [level] * is_loss + [value(one) for one in result[name]] for name, _ in LINES}
+    every = [level, *(number for line in series.values() for number in line)]
+    low, high = (min(every) * 0.97, max(every) * 1.03) if is_loss else (0.0, max(every) * 1.1)
+
+    def at(step: float, number: float) -> tuple[float, float]:
+        return WIDTH * step / count, HEIGHT * (1 - (number - low) / (high - low))
+
+    corpus = result["settings"]["corpus"]
+    said = [f'<text y="-34" font-weight="bold">{corpus}</text>' if is_loss else "", f'<text y="-14">{title}</text>']
+    said.append(f'<path d="M0 0V{HEIGHT}H{WIDTH}" fill="none" stroke="#555"/>')
+    for mark in np.linspace(low, high, 5):
+        y = at(0, mark)[1]
+        said.append(f'<text x="-8" y="{y + 4:.1f}" text-anchor="end" fill="#555">{mark:.2f}</text>')
+    for step in range(count + 1):
+        said.append(
+            f'<text x="{at(step, low)[0]:.1f}" y="{HEIGHT + 18}" text-anchor="middle" fill="#555">{step}</text>'
+        )
+    y = at(0, level)[1]
+    said.append(f'<path d="M0 {y:.1f}H{WIDTH}" stroke="#999" stroke-dasharray="5 4"/>')
+    said.append(f'<text x="{WIDTH}" y="{y - 5:.1f}" text-anchor="end" fill="#777">real text</text>')
+    for name, colour in LINES:
+        points = [at(step, number) for step, number in enumerate(series[name], 0 if is_loss else 1)]
+        line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+        said.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2.2"/>')
+        said += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.2" fill="{colour}"/>' for x, y in points]
+        x, y = points[-1]
+        said.append(f'<text x="{x - 6:.1f}" y="{y - 9:.1f}" text-anchor="end" fill="{colour}">{name}</text>')
+    if stop := result["replace_stopped_at"]:
+        x = at(stop, low)[0]
+        said.append(f'<path d="M{x:.1f} 0V{HEIGHT}" stroke="#c0392b" stroke-dasharray="2 3"/>')
+        said.append(f'<text x="{x + 4:.1f}" y="12" fill="#c0392b">guard stops replace</text>')
+    return said
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Judge and arena: which of two models, or of several, answers better, by a judge whose own worth stands beside it.
 
-    prompts -> answers of each (a run writes them, a file holds them) -> votes in both orders -> Verdict, judge.json
-    prompts, several -> all pairs that were not judged yet -> arena.json -> ladder
-    reference preferences -> the judge's agreement, measured once and kept beside the runs
+prompts -> answers of each (a run writes them, a file holds them) -> votes in both orders -> Verdict, judge.json
+prompts, several -> all pairs that were not judged yet -> arena.json -> ladder
+reference preferences -> the judge's agreement, measured once and kept beside the runs
 """
 
 from __future__ import annotations
@@ -84,12 +84,6 @@ class Verdict:
     examples: tuple[Mapping[str, str], ...]
     warnings: tuple[str, ...] = ()
 
-    def as_json(self) -> dict[str, Any]:
-        """As plain values, infinite and missing numbers as null."""
-        from nomoat.cli.output import plain
-
-        return plain(asdict(self))  # type: ignore[no-any-return]
-
 
 def judge(
     a: Run | Path | str,
@@ -102,10 +96,11 @@ def judge(
     """Compare two models, or two files of answers, in both orders.
 
     Args:
-        a, b: runs, which answer the prompts; or .jsonl files with an answer to each.
+        a: a run, which answers the prompts; or a .jsonl file with an answer to each.
+        b: the other one.
         prompts: a .txt or .jsonl.
-        by: the judge: a run (a language model, by the letters A and B; a reward model, by its scores), `likelihood:RUN`,
-            an address of an OpenAI-compatible server (`http://host/v1#model`), or `length`.
+        by: the judge: a run (a language model judges by the letters A and B, a reward model by its scores),
+            `likelihood:RUN`, an address of an OpenAI-compatible server (`http://host/v1#model`), or `length`.
         options: how answers are written, and what the judge is measured on.
         watch: told the progress.
 
@@ -124,7 +119,7 @@ def judge(
     found = judging.compare(votes, pairs, options.seed)
     return Verdict(
         *(first.name, second.name, judge_.name, found, measured),
-        examples=tuple(_examples(votes.verdict_N, votes.forth_N - votes.back_N, pairs)),
+        examples=tuple(_examples(votes.verdicts, votes.forth_N - votes.back_N, pairs)),
         warnings=(*partial(by, (str(a), str(b), first.name, second.name)), *_unsound(found)),
     )
 
@@ -141,8 +136,11 @@ def arena(
 
     Args:
         runs: contestants, as in `judge`, beside those that `path` knows.
-        prompts, by, options, watch: as in `judge`.
+        prompts: as in `judge`.
+        by: as in `judge`.
         path: what is kept: answers, verdicts and the ladder.
+        options: as in `judge`.
+        watch: told the progress.
 
     Raises:
         ConfigError: a contestant twice, fewer than two, or `path` holds another judge's verdicts or other prompts.
@@ -156,7 +154,9 @@ def arena(
     asked, file = prompts_of(prompts), Path(path)
     held = _held(file, {"judge": by, "prompts": hashlib.sha256(json.dumps(asked).encode()).hexdigest()})
     fresh = [contestant(each, asked, options, watch, held["answers"]) for each in runs]
-    if again := next((one.name for place, one in enumerate(fresh) if one.name in [o.name for o in fresh[:place]]), None):
+    if again := next(
+        (one.name for place, one in enumerate(fresh) if one.name in [o.name for o in fresh[:place]]), None
+    ):
         raise ConfigError(f"{again} is named twice", "nobody can be compared with itself", "name each once")
     held["answers"] |= {one.name: list(one.answers) for one in fresh}
     names = [*held["answers"]]
@@ -168,16 +168,16 @@ def arena(
             if f"{left}|{right}" in held["verdicts"]:
                 continue
             answers = zip(asked, held["answers"][left], held["answers"][right], strict=True)
-            verdict_N = judging.ask(judge_, [judging.Pair(*each) for each in answers]).verdict_N
+            verdict_N = judging.ask(judge_, [judging.Pair(*each) for each in answers]).verdicts
             held["verdicts"][f"{left}|{right}"] = [None if np.isnan(each) else int(each) for each in verdict_N]
-            _keep(file, held)  # a kill costs one pair
+            keep(file, held)  # a kill costs one pair
             _tell(watch, {"kind": "pair", "a": left, "b": right})
     score_NXX = np.full((len(asked), len(names), len(names)), np.nan)
     for x, y in combinations(range(len(names)), 2):
         verdict_N = np.array(held["verdicts"][f"{names[x]}|{names[y]}"], dtype=np.float64)
         score_NXX[:, x, y], score_NXX[:, y, x] = (1 + verdict_N) / 2, (1 - verdict_N) / 2
     rungs = ladder(names, score_NXX, options.seed)
-    _keep(file, held | {"ladder": [asdict(rung) for rung in rungs], "agreement": measured and asdict(measured)})
+    keep(file, held | {"ladder": [asdict(rung) for rung in rungs], "agreement": measured and asdict(measured)})
     for text in partial(by, [*map(str, runs), *names]):
         _tell(watch, {"kind": "warning", "text": text})
     return rungs, measured
@@ -221,7 +221,7 @@ def contestant(
     known = known or {}
     if str(where).removesuffix(".gz").endswith((".jsonl", ".json")):
         name = Path(str(where)).name.partition(".")[0]
-        rows = _rows(where)
+        rows = _rows(str(where))
         found = [_first(row, ANSWERS) for _, row in rows]
         if wrong := next((number for (number, _), text in zip(rows, found, strict=True) if text is None), None):
             raise DataError(f"{where}, line {wrong} has no answer", f"looked for {', '.join(ANSWERS)}")
@@ -304,7 +304,7 @@ def worth(judge_: Judge, by: str, options: Options, watch: Watch | None = None) 
     _tell(watch, {"kind": "phase", "text": f"measuring the judge on {len(pairs):,} reference pairs, both orders"})
     found = agreement(judge_, pairs, weight_N)
     kept.parent.mkdir(parents=True, exist_ok=True)
-    _keep(kept, asdict(found))
+    keep(kept, asdict(found))
     return found
 
 
@@ -354,7 +354,7 @@ def _preferred(row: Mapping[str, Any]) -> Pair | None:
         return Pair(prompt, row["chosen"], row["rejected"])
     names = next((each for each in SIDES if all(isinstance(row.get(name), str) for name in each)), None)
     said = row.get("preference")
-    side = {"a": 1.0, "b": 2.0}.get(said.lower().strip(), None) if isinstance(said, str) else said
+    side = {"a": 1.0, "b": 2.0}.get(said.lower().strip()) if isinstance(said, str) else said
     if not prompt or names is None or isinstance(side, bool) or not isinstance(side, int | float) or not 1 <= side <= 2:
         return None
     pair = Pair(prompt, row[names[0]], row[names[1]])
@@ -366,7 +366,7 @@ def partial(by: str, names: Sequence[str]) -> list[str]:
     where = by.removeprefix("likelihood:")
     try:
         own = {where, Run.open(where).name} if "://" not in where and where != "length" else {where}
-    except Exception:  # noqa: BLE001 - opened() has said what is wrong with it
+    except Exception:  # `opened` has said what is wrong with it
         own = {where}
     return [f"the judge {where} is one of the contestants: judges prefer their own answers"] if own & {*names} else []
 
@@ -407,10 +407,11 @@ def _held(path: Path, same: Mapping[str, str]) -> dict[str, Any]:
     if differs or not whole:
         why = f"it was begun with another {' and other '.join(differs)}" if differs else "its parts are missing"
         raise ConfigError(f"{path} cannot be extended", why, "name another --out")
-    return held  # type: ignore[no-any-return]
+    return held
 
 
-def _keep(path: Path, value: Mapping[str, Any]) -> None:
+def keep(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON file, whole or not at all."""
     from nomoat.core.durable import replace, strict
 
     replace(path, (json.dumps(strict(value), ensure_ascii=False, indent=1) + "\n").encode())
@@ -441,7 +442,9 @@ def _rows(path: Path | str) -> list[tuple[int, Mapping[str, Any]]]:
 
 def _prompt(row: Mapping[str, Any]) -> str:
     prompt, more = _first(row, PROMPTS), row.get("input")
-    return "\n\n".join(part.strip() for part in (prompt, more) if isinstance(part, str) and part.strip()) if prompt else ""
+    return (
+        "\n\n".join(part.strip() for part in (prompt, more) if isinstance(part, str) and part.strip()) if prompt else ""
+    )
 
 
 def _first(row: Mapping[str, Any], names: Sequence[str]) -> str | None:

@@ -62,6 +62,8 @@ VERBS = (
     Verb("look", "runs", "all runs: state, figure, size", "nomoat.cli.looking:runs"),
     Verb("look", "evaluate last notes", "bits per byte, or a task's score", "nomoat.cli.looking:evaluate"),
     Verb("look", "surprise last draft.txt", "the oddest lines of a file, to a model", "nomoat.cli.looking:surprise"),
+    Verb("look", "judge A B prompts.txt", "which answers better, by --judge RUN", "nomoat.cli.judging:judge"),
+    Verb("look", "arena A B C prompts.txt", "a ladder of several, extended later", "nomoat.cli.judging:arena"),
     Verb("look", "doctor", "what this machine has, and what ails it", "nomoat.cli.looking:doctor"),
     Verb("share", "import model.gguf", "a published model becomes a run", "nomoat.cli.sharing:import_"),
     Verb("share", "export last --to gguf", "a run for transformers, llama.cpp, ...", "nomoat.cli.sharing:export"),

@@ -74,7 +74,8 @@ def compare(documents: Sequence[Ids], real: Sequence[Ids], most: int = MOST_TOKE
     """The diversity of some documents, and of as many tokens of real ones.
 
     Args:
-        documents, real: ids of each document, without its end.
+        documents: ids of each document, without its end.
+        real: the same of real ones.
         most: tokens of each to look at; fewer where either has fewer.
 
     Raises:
@@ -170,6 +171,7 @@ def _gap(lengths: Sequence[int], real: Sequence[int]) -> float:
     at = np.union1d(ours, theirs)
     return float(
         np.abs(
-            np.searchsorted(ours, at, side="right") / len(ours) - np.searchsorted(theirs, at, side="right") / len(theirs)
+            np.searchsorted(ours, at, side="right") / len(ours)
+            - np.searchsorted(theirs, at, side="right") / len(theirs)
         ).max()
     )

@@ -87,8 +87,8 @@ class Votes:
     back_N: Numbers
 
     @property
-    def verdict_N(self) -> Numbers:
-        """1 where the first answer wins, -1 where it loses, 0 for a tie, NaN where a vote is invalid."""
+    def verdicts(self) -> Numbers:
+        """[N]: 1 where the first answer wins, -1 where it loses, 0 for a tie, NaN where a vote is invalid."""
         return np.trunc((np.sign(self.forth_N) - np.sign(self.back_N)) / 2)
 
     @property
@@ -147,13 +147,15 @@ class Comparison:
 
 def compare(votes: Votes, pairs: Sequence[Pair], seed: int = 0) -> Comparison:
     """Sum up the votes on pairs whose first answers are A's and whose second are B's."""
-    verdict_N, gap_N = votes.verdict_N, Longer().votes(pairs)
+    verdict_N, gap_N = votes.verdicts, Longer().votes(pairs)
     valid = ~np.isnan(verdict_N)
     score_N, gap_V = (verdict_N[valid] + 1) / 2, gap_N[valid]
     rate, low, high = _mean(score_N, seed)
     again_R = length_controlled(score_N, gap_V, RESAMPLES, seed) if len(score_N) else np.full(1, np.nan)
     answers = [[pair.first for pair in pairs], [pair.second for pair in pairs]]
-    lengths, refused = zip(*((np.mean([*map(len, side)]), np.mean([*map(refuses, side)])) for side in answers), strict=True)
+    lengths, refused = zip(
+        *((np.mean([*map(len, side)]), np.mean([*map(refuses, side)])) for side in answers), strict=True
+    )
     return Comparison(
         wins=int((verdict_N == 1).sum()),
         ties=int((verdict_N == 0).sum()),
@@ -271,7 +273,7 @@ def agreement(judge: Judge, reference: Sequence[Pair], weight_N: Numbers | None 
     """
     votes, gap_N = ask(judge, reference), Longer().votes(reference)
     weight_N = np.ones(len(reference)) if weight_N is None else weight_N
-    right_N = (np.nan_to_num(votes.verdict_N) + 1) / 2
+    right_N = (np.nan_to_num(votes.verdicts) + 1) / 2
     longer_N = (np.sign(gap_N) + 1) / 2
     value, low, high = _mean(right_N, seed, weight_N)
     shorter, shorter_low, shorter_high = _mean(right_N[gap_N < 0], seed)
@@ -287,7 +289,7 @@ def agreement(judge: Judge, reference: Sequence[Pair], weight_N: Numbers | None 
         shorter_low=shorter_low,
         shorter_high=shorter_high,
         shorter_pairs=int((gap_N < 0).sum()),
-        invalid=int(np.isnan(votes.verdict_N).sum()),
+        invalid=int(np.isnan(votes.verdicts).sum()),
         shown_first=votes.shown_first,
         swayed=votes.swayed,
     )

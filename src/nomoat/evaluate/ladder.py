@@ -1,6 +1,6 @@
 """A ladder from pairwise verdicts: the strengths that explain them best, with intervals.
 
-    scores [prompts, A, A] -> wins, games -> minorise-maximise -> strengths -> points, drawn again by prompts -> interval
+    scores [prompts, X, X] -> wins -> minorise-maximise -> strengths -> points; prompts drawn again -> intervals
 
 Bradley and Terry 1952: P(a beats b) = s_a / (s_a + s_b). Hunter 2004, Annals of Statistics 32:384, gives the iteration
 
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +39,7 @@ class Rung:
 
 
 def strengths(wins_RXX: Numbers) -> Numbers:
-    """The logarithm of each contestant's strength [R, X], from R tables of wins [R, X, X] of the row over the column."""
+    """The logarithm of each contestant's strength [R, X], from R tables of wins of the row over the column."""
     games_RXX = wins_RXX + wins_RXX.swapaxes(1, 2)
     won_RX = wins_RXX.sum(2) + 0.5
     strength_RX = np.ones(won_RX.shape)
@@ -70,6 +69,8 @@ def ladder(names: Sequence[str], score_NXX: Numbers, seed: int = 0) -> list[Rung
     low_X, high_X = np.percentile(point_RX, [2.5, 97.5], axis=0)
     games_X = (~np.isnan(score_NXX)).sum((0, 2))
     won_X = known_NXX.sum((0, 2)) / np.maximum(1, games_X)
-    rows: list[Any] = [*zip(names, point_RX[0], low_X, high_X, games_X, won_X, strict=True)]
-    rungs = [Rung(name, *map(float, row[:3]), int(row[3]), float(row[4])) for name, *row in rows]
+    rungs = [
+        Rung(name, float(point_RX[0, x]), float(low_X[x]), float(high_X[x]), int(games_X[x]), float(won_X[x]))
+        for x, name in enumerate(names)
+    ]
     return sorted(rungs, key=lambda rung: -rung.points)
