@@ -267,10 +267,10 @@ def panel(result: dict[str, Any], title: str, value: Any, is_loss: bool) -> list
     for mark in np.linspace(low, high, 5):
         y = at(0, mark)[1]
         said.append(f'<text x="-8" y="{y + 4:.1f}" text-anchor="end" fill="#555">{mark:.2f}</text>')
-    for step in range(count + 1):
-        said.append(
-            f'<text x="{at(step, low)[0]:.1f}" y="{HEIGHT + 18}" text-anchor="middle" fill="#555">{step}</text>'
-        )
+    said += [
+        f'<text x="{at(step, low)[0]:.1f}" y="{HEIGHT + 18}" text-anchor="middle" fill="#555">{step}</text>'
+        for step in range(count + 1)
+    ]
     y = at(0, level)[1]
     said.append(f'<path d="M0 {y:.1f}H{WIDTH}" stroke="#999" stroke-dasharray="5 4"/>')
     said.append(f'<text x="{WIDTH}" y="{y - 5:.1f}" text-anchor="end" fill="#777">real text</text>')

