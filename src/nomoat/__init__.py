@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nomoat.quantising import quantize
+    from nomoat.synthesising import synth
+    from nomoat.teachers import open_teacher
     from nomoat.verbs import (
         chat,
         doctor,
@@ -36,10 +38,14 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "chat", "doctor", "evaluate", "export", "generate", "import_model", "load", "make", "plan", "pull", "quantize",
-    "resume", "runs", "serve", "surprise", "train",
+    "chat", "doctor", "evaluate", "export", "generate", "import_model", "load", "make", "open_teacher", "plan",
+    "pull", "quantize", "resume", "runs", "serve", "surprise", "synth", "train",
 ]  # fmt: skip
-_HOMES = {"quantize": "nomoat.quantising"}
+_HOMES = {
+    "quantize": "nomoat.quantising",
+    "open_teacher": "nomoat.teachers",
+    "synth": "nomoat.synthesising",
+}
 """Where a verb is defined, unless in `nomoat.verbs`."""
 
 
