@@ -11,13 +11,11 @@ through the same requests again, finds those answers in the store that have come
 from __future__ import annotations
 
 import json
-import queue
-import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
@@ -25,16 +23,17 @@ from typing import Any, NamedTuple
 from nomoat.core import durable
 from nomoat.core.config import override
 from nomoat.core.energy import meter
-from nomoat.core.errors import ConfigError, NomoatError, RunError
+from nomoat.core.errors import ConfigError
 from nomoat.core.recipe import find
-from nomoat.core.teacher import Answer, Answers
+from nomoat.core.teacher import Answers
 from nomoat.data import synth_card, synth_methods
 from nomoat.data.answers import Store, key_of
 from nomoat.data.novelty import Novelty
 from nomoat.data.synth import Draft, Seed, Synth, read_seeds
 from nomoat.data.synth_forecast import KEPT, Forecast
 from nomoat.data.verify import verifier
-from nomoat.teachers import TeacherError, open_teacher
+from nomoat.sending import Job, Sender, money
+from nomoat.teachers import open_teacher
 
 Watch = Callable[[Mapping[str, Any]], None]
 
@@ -46,12 +45,6 @@ BARREN = 100
 """Requests in a row that gave nothing: there is nothing new any more."""
 FIRST, SHARE = 8, 0.01
 """Rows after which it is foretold what all of them cost: so many, or this share of them."""
-TRIES = 3
-"""Errors after which a request is passed over, and errors in a row after which the teacher is."""
-LETTERS = 2.5
-"""Characters a token, at least, where a teacher does not count and before it has."""
-TEMPLATE = 30
-"""Tokens that a chat template adds, at most."""
 
 
 class Made(NamedTuple):
@@ -64,19 +57,6 @@ class Made(NamedTuple):
 
     path: Path
     report: dict[str, Any]
-
-
-@dataclass
-class _Job:
-    """A request on its way; `answer` stays None where it was not to be had."""
-
-    draft: Draft
-    who: Answers
-    request: dict[str, Any]
-    key: str
-    answer: Answer | None = None
-    error: str = ""
-    done: threading.Event = field(default_factory=threading.Event)
 
 
 def synth(
@@ -147,22 +127,14 @@ class _Writing:
             self.novelty.add(seed.text)
         self._begun, self._barren, self._lately = 0, 0, deque[str](maxlen=OF)
         self._more: deque[Draft] = deque()
-        self._unsent: deque[_Job] = deque()
         self._forecast, self._first = Forecast(), ""
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._mutex = threading.Lock()
-        self._under_way, self._errors, self._stopping = 0, 0, ""
-        self._failure: NomoatError | None = None
-        self._kept_at = self._told = time.monotonic()
-        self._before, self._foretold, self._meter = store.spent(), False, meter()
-        self._seconds, self._tokens, self._asked = self._before.seconds, Counter[str](), Counter[tuple[str, str, int]]()
+        self.sender = Sender(recipe, store)
+        self._told, self._foretold, self._meter = time.monotonic(), False, meter()
+        self._asked: Counter[tuple[str, str, int]] = Counter()
 
     def run(self) -> Made:
         """Write until there are enough rows, or no more can be had."""
-        threads = [threading.Thread(target=self._work, daemon=True) for _ in range(self.recipe.concurrency)]
-        for thread in threads:
-            thread.start()
-        pending: deque[_Job] = deque()
+        pending: deque[Job] = deque()
         status = "done"
         try:
             while len(self.rows) < self.recipe.count:
@@ -171,11 +143,7 @@ class _Writing:
                 if not pending:
                     break
                 job = pending.popleft()
-                if not job.done.is_set():  # only now: going through what has come already must send nothing
-                    while self._unsent:
-                        self._jobs.put(self._unsent.popleft())
-                    job.done.wait()
-                if job.answer is None and not job.error:
+                if not self.sender.wait(job):
                     break
                 self._read(job)
                 self._tell(pending)
@@ -186,19 +154,20 @@ class _Writing:
                 self.watch({"kind": "warning", "text": text})
             raise
         finally:
-            self._stopping = self._stopping or " "
-            for _ in threads:
-                self._jobs.put(None)
-            for thread in threads:  # what is on its way is paid for: it is waited for and kept
-                thread.join()
-            made = self._finish(self._stopping.strip() or status)
-        if self._failure is not None:
-            raise self._failure
+            self.sender.close()
+            made = self._finish(self.sender.stopping.strip() or status)
+        if self.sender.failure is not None:
+            raise self.sender.failure
         return made
+
+    def _stop(self, why: str) -> None:
+        if not self.sender.stopping:
+            self.sender.stopping = f"stopped: {why}"
+            self.watch({"kind": "warning", "text": f"{why}; stopped, and what has come is kept"})
 
     # Drafts and answers, in order
 
-    def _next(self, pending: deque[_Job]) -> Draft | None:
+    def _next(self, pending: deque[Job]) -> Draft | None:
         """The next draft; None: there is no more, or none may begin before some of those on their way have come."""
         if self._more:
             return self._more.popleft()
@@ -217,7 +186,7 @@ class _Writing:
     def _samples(self, draft: Draft) -> list[Draft]:
         return [replace(draft, sample=number) for number in range(self.recipe.samples)]
 
-    def _ask(self, draft: Draft) -> _Job:
+    def _ask(self, draft: Draft) -> Job:
         """Hand a draft to whoever sends, unless its answer has come in an earlier session."""
         recipe, scoring = self.recipe, draft.stage == "row"
         who = self.judge if scoring and self.judge is not None else self.teacher
@@ -233,14 +202,14 @@ class _Writing:
             "seed": (recipe.seed * 1_000_003 + sample) % 2**31,
         }
         key = key_of(request, who.name, getattr(who, "where", ""), sample)
-        job = _Job(draft, who, request, key, self.store.find(key))
+        job = Job(draft, who, request, key, self.store.find(key))
         if job.answer is not None:
             job.done.set()
         else:
-            self._unsent.append(job)
+            self.sender.put(job)
         return job
 
-    def _read(self, job: _Job) -> None:
+    def _read(self, job: Job) -> None:
         """Make of an answer what it gives: further drafts, a row, or nothing, with the reason."""
         draft, answer = job.draft, job.answer
         more, rows = len(self._more), len(self.rows)
@@ -312,94 +281,9 @@ class _Writing:
         row = draft.row(self.recipe.method, self.teacher)
         self.dropped.append({"reason": reason, "detail": detail[:500], "stage": draft.stage, **row})
 
-    # Sending, on other threads
-
-    def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            try:
-                self._send(job)
-            except NomoatError as error:
-                self._failure, self._stopping = self._failure or error, self._stopping or "stopped"
-            except Exception as error:  # a fault of ours must not leave the main thread waiting
-                self._failure, self._stopping = RunError("synth failed", repr(error)), "stopped"
-            job.done.set()
-
-    def _send(self, job: _Job) -> None:
-        """Send until an answer is stored, the request is passed over, or all stops."""
-        while self._may(job):
-            self.store.sent(job.key, job.who.name, job.request)
-            try:
-                answer = job.who.answer(**job.request)
-            except NomoatError as error:
-                with self._mutex:
-                    self._under_way -= 1
-                if self._failed(job, error):
-                    return
-                continue
-            self._store(job, answer)
-            return
-
-    def _store(self, job: _Job, answer: Answer) -> None:
-        """Keep an answer; only then it is used."""
-        letters = len(job.request["messages"][0]["content"])
-        counted = bool(answer.prompt_tokens or answer.completion_tokens)
-        if not counted:
-            read, written = (int(count / LETTERS) + 1 for count in (letters, len(answer.text)))
-            answer = replace(answer, prompt_tokens=read, completion_tokens=written)
-        with self._mutex:
-            now, self._errors = time.monotonic(), 0
-            self.store.answered(job.key, answer, now - self._kept_at)
-            self._seconds, self._kept_at = self._seconds + now - self._kept_at, now
-            self._under_way -= 1
-            self._tokens += Counter(letters=letters, read=answer.prompt_tokens, written=answer.completion_tokens)
-            self._tokens["estimated"] += not counted
-        job.answer = answer
-
-    def _may(self, job: _Job) -> bool:
-        """Whether one more may be sent: nobody stops us, and it cannot lead beyond the cap."""
-        with self._mutex:
-            if self._stopping:
-                return False
-            if self.limit is not None and self._used(job) > self.limit.amount:
-                self._stopping = f"stopped at the cap of {self.recipe.cap}"
-                return False
-            self._under_way += 1
-            return True
-
-    def _used(self, job: _Job) -> float:
-        """Of what is capped: spent, and what the requests on their way and this one may cost at most."""
-        assert self.limit is not None
-        if self.limit.unit == "seconds":
-            return self._seconds + time.monotonic() - self._kept_at
-        letters, count = len(job.request["messages"][0]["content"]), self._under_way + 1
-        share = max(1 / LETTERS, 1.2 * self._tokens["read"] / max(1, self._tokens["letters"]))
-        read = self._before.prompt_tokens + self._tokens["read"] + count * (letters * share + TEMPLATE)
-        written = self._before.completion_tokens + self._tokens["written"] + count * self.recipe.max_tokens
-        return read + written if self.limit.unit == "tokens" else _money((read, written), self.recipe.price)
-
-    def _failed(self, job: _Job, error: NomoatError) -> bool:
-        """Whether the request is over. While others are answered one is passed over; else the teacher is gone."""
-        times = self.store.failed(job.key)
-        with self._mutex:
-            self._errors += 1
-            if isinstance(error, TeacherError) and (error.lasting or self._errors >= TRIES):
-                fix = error.fix or "type the same again: it goes on where it stopped"
-                self._failure = self._failure or TeacherError(error.what, error.why, fix)
-                self._stopping = self._stopping or f"stopped: {error.what}"
-                return True
-        if times >= TRIES or not isinstance(error, TeacherError):
-            job.error = str(error)
-            return True
-        return False
-
-    def _stop(self, why: str) -> None:
-        if not self._stopping:
-            self._stopping = f"stopped: {why}"
-            self.watch({"kind": "warning", "text": f"{why}; stopped, and what has come is kept"})
-
     # What is told and written
 
-    def _tell(self, pending: Sequence[_Job]) -> None:
+    def _tell(self, pending: Sequence[Job]) -> None:
         """Progress, twice a second; once, after the first rows, what all of them will cost."""
         rows, wanted = len(self.rows), self.recipe.count
         now = time.monotonic()
@@ -410,10 +294,10 @@ class _Writing:
         at_hand = [*(job.draft.stage for job in pending), *(draft.stage for draft in self._more)]
         most = float("inf") if self.recipe.method in ENDLESS else (len(self.seeds) - self._begun) * self.recipe.samples
         rest = self._forecast.whole(at_hand, self._first, rows, wanted, most)
-        tokens = spent.prompt_tokens + rest.read, spent.completion_tokens + rest.written
+        tokens = self._forecast.read + rest.read, self._forecast.written + rest.written
         # A pause between sessions costs nothing: seconds follow the tokens written.
         seconds = spent.seconds * tokens[1] / max(1, spent.completion_tokens)
-        told = {"rows": rows, "wanted": wanted, "dropped": len(self.dropped)}
+        told: dict[str, Any] = {"rows": rows, "wanted": wanted, "dropped": len(self.dropped)}
         told |= {"tokens": spent.prompt_tokens + spent.completion_tokens, "seconds": spent.seconds}
         self.watch({"kind": "synth", **told, "seconds_left": seconds - spent.seconds})
         if due:
@@ -421,7 +305,7 @@ class _Writing:
             self._foretell(round(rows + rest.rows), tokens, seconds)
 
     def _foretell(self, rows: int, tokens: tuple[float, float], seconds: float) -> None:
-        whole = {"tokens": sum(tokens), "seconds": seconds, "money": _money(tokens, self.recipe.price)}
+        whole = {"tokens": sum(tokens), "seconds": seconds, "money": money(tokens, self.recipe.price)}
         self.watch({"kind": "forecast", "rows": min(rows, self.recipe.count), **whole, "cap": self.recipe.cap})
         if self.limit is not None and whole[self.limit.unit] > self.limit.amount:
             count = int(rows * self.limit.amount / whole[self.limit.unit])
@@ -433,11 +317,11 @@ class _Writing:
         for name, lines in (("rows.jsonl", self.rows), ("dropped.jsonl", self.dropped)):
             durable.replace(folder / name, "".join(map(durable.dump, lines)).encode())
         tokens = spent.prompt_tokens, spent.completion_tokens
-        cost: dict[str, Any] = {**spent._asdict(), "money": _money(tokens, recipe.price)}
+        cost: dict[str, Any] = {**spent._asdict(), "money": money(tokens, recipe.price)}
         cost["currency"] = self.limit.currency if self.limit is not None else ""
-        cost["asked_here"] = spent.answers - self._before.answers
+        cost["asked_here"] = spent.answers - self.sender.before.answers
         cost["watt_hours_here"] = self._meter.watt_hours() if self._meter else None
-        cost["estimated_here"] = self._tokens["estimated"]
+        cost["estimated_here"] = self.sender.tokens["estimated"]
         cost["sent_again_by_http"] = getattr(self.teacher, "sent_again", 0)
         report = {"status": status, "rows": len(self.rows), "wanted": recipe.count}
         report |= {"dropped": dict(Counter(each["reason"] for each in self.dropped).most_common()), "cost": cost}
@@ -446,8 +330,3 @@ class _Writing:
         durable.replace(folder / "ledger.json", synth_card.ledger(self.rows, self.recipe).encode())
         durable.replace(folder / "card.md", synth_card.card(self.recipe, report).encode())
         return Made(folder, report)
-
-
-def _money(tokens: tuple[float, float], price: tuple[float, float]) -> float:
-    """What tokens read and written cost, by prices of a million."""
-    return sum(count * each for count, each in zip(tokens, price, strict=True)) / 1e6

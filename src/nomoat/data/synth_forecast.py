@@ -32,6 +32,16 @@ class Forecast:
         self._written: Counter[str] = Counter()
         self._gave: Counter[tuple[str, str]] = Counter()
 
+    @property
+    def read(self) -> int:
+        """Tokens that all teachers have read for these answers."""
+        return self._read.total()
+
+    @property
+    def written(self) -> int:
+        """Tokens of these answers."""
+        return self._written.total()
+
     def saw(self, stage: str, answer: Answer, gave: Iterable[str]) -> None:
         """An answer to a draft of this stage, and the stages of what came of it; `KEPT` for a row that was kept."""
         self._answers[stage] += 1
@@ -56,7 +66,8 @@ class Forecast:
         Args:
             at_hand: stages of the drafts on their way.
             first: stage of a new draft.
-            rows, wanted: kept so far, and in all.
+            rows: kept so far.
+            wanted: in all.
             most: new drafts that there can be.
         """
         begun = [self.of(stage) for stage in at_hand]
