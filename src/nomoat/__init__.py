@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nomoat.judging import arena, judge
     from nomoat.quantising import quantize
+    from nomoat.synthesising import synth
+    from nomoat.teachers import open_teacher
     from nomoat.verbs import (
         chat,
         doctor,
@@ -37,10 +39,16 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "arena", "chat", "doctor", "evaluate", "export", "generate", "import_model", "judge", "load", "make", "plan",
-    "pull", "quantize", "resume", "runs", "serve", "surprise", "train",
+    "arena", "chat", "doctor", "evaluate", "export", "generate", "import_model", "judge", "load", "make",
+    "open_teacher", "plan", "pull", "quantize", "resume", "runs", "serve", "surprise", "synth", "train",
 ]  # fmt: skip
-_HOMES = {"arena": "nomoat.judging", "judge": "nomoat.judging", "quantize": "nomoat.quantising"}
+_HOMES = {
+    "arena": "nomoat.judging",
+    "judge": "nomoat.judging",
+    "quantize": "nomoat.quantising",
+    "open_teacher": "nomoat.teachers",
+    "synth": "nomoat.synthesising",
+}
 """Where a verb is defined, unless in `nomoat.verbs`."""
 
 

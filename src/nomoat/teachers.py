@@ -119,7 +119,10 @@ class Address(_Closes):
     ) -> None:
         from nomoat.hub.fetch import parts_of
 
-        parts = parts_of(where)
+        try:
+            parts = parts_of(where)
+        except ValueError as error:
+            raise ConfigError(f"{where} is no address", str(error), "write http://host:8000/v1#model") from None
         self.name, self.where = parts.fragment, where.partition("#")[0].rstrip("/")
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ConfigError(f"{where} is no address of a teacher", "", "write http://host:8000/v1#model")
@@ -215,7 +218,7 @@ class Local(_Closes):
         family: Any = load(run).to(choose(device))
         if not hasattr(family, "decode"):
             raise ConfigError(f"{run.name} writes no text", "it does not decode", "name a run of a language model")
-        self.name, self.where = run.name, str(run.path)
+        self.name, self.where = run.name, run.name
         self.licence, self.terms = licence or licence_of(run), _contract(terms)
         self.tokenizer, self.chat = tokenizer.load(run.path / "tokenizer.json"), Chat.of(run.path)
         self._length, self._seconds = family.config.context_length, seconds

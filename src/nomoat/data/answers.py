@@ -148,7 +148,8 @@ class Store:
                 "total(max(sent - 1, 0)), total(in_flight), total(failed) FROM answers"
             ).fetchone()
             seconds = self._base.execute("SELECT seconds FROM clock").fetchone()[0]
-        return Spent(*map(int, row[:3]), float(seconds), *map(int, row[3:]))
+        answers, read, written, again, in_flight, failed = map(int, row)
+        return Spent(answers, read, written, float(seconds), again, in_flight, failed)
 
     @contextmanager
     def _disk(self) -> Iterator[None]:

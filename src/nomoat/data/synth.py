@@ -141,6 +141,7 @@ class Draft:
         ask: what the teacher is asked.
         instruction: what the row's user says.
         answer: what the row's assistant says.
+        topic: what of it must be new; empty: nothing.
         parents: what it was made from.
         reference: by which it is verified.
         sample: which of several answers to the same request.
@@ -150,6 +151,7 @@ class Draft:
     ask: str = ""
     instruction: str = ""
     answer: str = ""
+    topic: str = ""
     parents: tuple[Seed, ...] = ()
     reference: str = ""
     sample: int = 0

@@ -41,8 +41,8 @@ DEPTH = (
     "Add a short input that the answer must work with, such as a list, a table or a few lines of text.",
 )
 BREADTH = "Make a new task of the same field and length that is rarer, about something else."
-PERSONA = """Read the text below. Who would write it, read it or need it? Describe one such person in a sentence: work, \
-interests, what they know. Answer with that sentence only.
+PERSONA = """Read the text below. Who would write it, read it or need it? Describe one such person in a sentence: \
+work, interests, what they know. Answer with that sentence only.
 
 Text:
 {text}"""
@@ -55,8 +55,8 @@ this text is the best answer to it. Answer with the instruction only.
 
 Text:
 {text}"""
-QUESTIONS = """Read the passage below. List three questions, numbered, one a line, which it answers by itself. Ask about \
-different things, and name what you ask about instead of saying "the passage".
+QUESTIONS = """Read the passage below. List three questions, numbered, one a line, which it answers by itself. Ask \
+about different things, and name what you ask about instead of saying "the passage".
 
 Passage:
 {text}"""
@@ -89,8 +89,9 @@ def items(text: str) -> list[str]:
     return [found[1] for line in text.splitlines() if (found := ITEM.match(line))]
 
 
-def _task(draft: Draft, text: str) -> Draft:
-    return replace(draft, stage="answer", ask=text.strip(), instruction=text.strip())
+def _task(draft: Draft, text: str, topic: str = "") -> Draft:
+    text = text.strip()
+    return replace(draft, stage="answer", ask=text, instruction=text, topic=topic or text)
 
 
 def _list(draft: Draft, text: str) -> list[Draft]:
@@ -138,7 +139,7 @@ def _back(seeds: Sequence[Seed], made: Sequence[Seed], number: int, chance: Rand
 
 
 def _instructed(draft: Draft, text: str) -> list[Draft]:
-    return [replace(draft, stage="row", instruction=text.strip())]
+    return [replace(draft, stage="row", instruction=text.strip(), topic=text.strip())]
 
 
 def _questions(seeds: Sequence[Seed], made: Sequence[Seed], number: int, chance: Random) -> Draft | None:
@@ -149,7 +150,7 @@ def _questions(seeds: Sequence[Seed], made: Sequence[Seed], number: int, chance:
 
 def _asked(draft: Draft, text: str) -> list[Draft]:
     passage = draft.parents[0].text
-    return [_task(draft, PASSAGE.format(text=passage, question=item)) for item in items(text)]
+    return [_task(draft, PASSAGE.format(text=passage, question=item), item) for item in items(text)]
 
 
 def _rejection(seeds: Sequence[Seed], made: Sequence[Seed], number: int, chance: Random) -> Draft | None:

@@ -114,7 +114,7 @@ def verifier(named: str | Verifier) -> Verifier | None:
         ConfigError: there is none of that name, or the pattern is none.
     """
     if not isinstance(named, str) or not named:
-        return named or None  # type: ignore[return-value]
+        return named or None
     if named.startswith("regex:"):
         try:
             pattern = re.compile(named.removeprefix("regex:"), re.DOTALL)
