@@ -256,7 +256,7 @@ def panel(result: dict[str, Any], title: str, value: Any, is_loss: bool) -> list
     level, count = result["real"] if is_loss else 1.0, len(result["replace"])
     series = {name: [level] * is_loss + [value(one) for one in result[name]] for name, _ in LINES}
     every = [level, *(number for line in series.values() for number in line)]
-    low, high = (min(every) * 0.97, max(every) * 1.03) if is_loss else (0.0, max(every) * 1.1)
+    low, high = (min(every) * 0.9, max(every) * 1.03) if is_loss else (0.0, max(every) * 1.1)
 
     def at(step: float, number: float) -> tuple[float, float]:
         return WIDTH * step / count, HEIGHT * (1 - (number - low) / (high - low))
@@ -280,7 +280,8 @@ def panel(result: dict[str, Any], title: str, value: Any, is_loss: bool) -> list
         said.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2.2"/>')
         said += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.2" fill="{colour}"/>' for x, y in points]
         x, y = points[-1]
-        said.append(f'<text x="{x - 6:.1f}" y="{y - 9:.1f}" text-anchor="end" fill="{colour}">{name}</text>')
+        under = 18 if is_loss and name == "accumulate" else -9
+        said.append(f'<text x="{x - 6:.1f}" y="{y + under:.1f}" text-anchor="end" fill="{colour}">{name}</text>')
     if stop := result["replace_stopped_at"]:
         x = at(stop, low)[0]
         said.append(f'<path d="M{x:.1f} 0V{HEIGHT}" stroke="#c0392b" stroke-dasharray="2 3"/>')

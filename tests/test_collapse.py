@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import random
+
 import numpy as np
 import pytest
+from folders import TINY
+from folders import WORDS as PLAIN
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nomoat import train
 from nomoat.core.errors import DataError
 from nomoat.data.shards import ShardWriter
 from nomoat.data.tokenizer import ByteTokenizer
@@ -174,3 +180,35 @@ def test_too_little_text_is_not_judged(tmp_path) -> None:
 def test_a_folder_that_is_no_dataset(tmp_path) -> None:
     with pytest.raises(DataError, match="no complete"):
         guard([tmp_path])
+
+
+def rows(folder, generations):
+    """A folder with a .jsonl of documents, one for each generation given."""
+    folder.mkdir()
+    chance = random.Random(0)
+    made = [{"text": " ".join(chance.choices(PLAIN, k=90)), "origin": "model" if g else "human", "generation": g}
+            for g in generations]  # fmt: skip
+    (folder / "notes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made), encoding="utf-8")
+    return [*TINY, f"data.path={folder}", "budget=2steps"]
+
+
+def test_a_training_on_models_text_alone_does_not_begin(runs_root, tmp_path, monkeypatch) -> None:
+    overrides = rows(tmp_path / "notes", [1] * 40)
+    with pytest.raises(CollapseError, match=r"only 0\.0%"):
+        train("gpt-small", overrides)
+    monkeypatch.setenv("NOMOAT_SYNTHETIC", "to learn from a larger model")
+    said = []
+    run = train("gpt-small", overrides, watch=said.append)
+    assert run.status == "done"
+    assert run.decided("real_share") == 0.0
+    assert any("to learn from a larger model" in event.get("text", "") for event in said)
+
+
+def test_a_training_on_half_of_each_is_noted(runs_root, tmp_path) -> None:
+    run = train("gpt-small", rows(tmp_path / "notes", [0, 1] * 30))
+    assert 0.3 < run.decided("real_share") < 0.7
+    assert run.metrics("diversity")[0]["generation"] == 1
+
+
+def test_a_training_on_real_text_decides_nothing(runs_root, tmp_path) -> None:
+    assert train("gpt-small", rows(tmp_path / "notes", [0] * 40)).decided("real_share") is None

@@ -146,7 +146,7 @@ def guard(
     return Guarded(found, drift, tuple(warnings))
 
 
-BACK = "put the real text back, or give a reason to train all the same"
+BACK = "put the real text back, or give a reason to train all the same: NOMOAT_SYNTHETIC='the reason'"
 
 
 def drifted(figures: Mapping[str, float]) -> list[str]:
