@@ -172,7 +172,7 @@ def rounds(study: Study, first: Any, replaces: bool, guarded: bool) -> list[dict
         parts = [*([] if replaces else parts), (number, study.written(model, number))]
         folder = study.shards("replace" if replaces else "accumulate", parts)
         found = mixture([folder])
-        figures = guard([folder], real=study.real, override="to see it happen").drift[number]
+        figures = guard([folder], real=study.real if replaces else (), override="to see it happen").drift[number]
         one = {"round": number, "real_share": found.real_share, "figures": figures, "drifted": drifted(figures)}
         if guarded and one["drifted"]:
             told.append(one | {"stopped": True})
@@ -198,7 +198,7 @@ def main() -> None:
     parser.add_argument("--corpus", default="gutenberg-stories")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=150_000, help="of real text, and of text written in each round")
-    parser.add_argument("--epochs", type=float, default=3)
+    parser.add_argument("--epochs", type=float, default=4)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--temperature", type=float, default=0.8)
     parser.add_argument("--top-p", type=float, default=0.95)

@@ -117,7 +117,7 @@ def guard(
     Args:
         folders: of datasets; their held-out parts serve as real text too, where they are real.
         before: what the model, or the one it follows, was trained on: its real text must still be there.
-        real: ids of further real documents, to hold synthetic ones against.
+        real: ids of real documents that are not in the folders, to hold synthetic ones against.
         override: the reason why what is refused is to be done all the same; it stands in the warnings.
 
     Raises:
