@@ -151,8 +151,8 @@ def _shared(labels_G: Ids, places_G: Ids) -> float:
     """Share of the n-grams that occur in more than one document."""
     if not len(labels_G):
         return 0.0
-    pair_P = np.unique(np.stack([labels_G, places_G]), axis=1)
-    documents_L = np.bincount(pair_P[0], minlength=int(labels_G.max()) + 1)
+    pair_2P = np.unique(np.stack([labels_G, places_G]), axis=1)
+    documents_L = np.bincount(pair_2P[0], minlength=int(labels_G.max()) + 1)
     return float((documents_L[labels_G] > 1).mean())
 
 
