@@ -62,7 +62,7 @@ class Scripted:
 
     def answer(self, messages, **options):
         with self.lock:
-            self.asked.append(messages[-1]["content"])
+            self.asked.append((messages[-1]["content"], options["seed"]))
         said = self.script({"messages": list(messages), **options})
         if isinstance(said, Exception):
             raise said
@@ -215,7 +215,7 @@ def test_a_teacher_that_has_gone_stops_it_and_the_same_command_goes_on(seeds, tm
     def script(body):
         if len(had) == 20:
             return TeacherError("timed out")
-        had.append(body["messages"][-1]["content"])
+        had.append((body["messages"][-1]["content"], body["seed"]))
         return inventive(body)
 
     with pytest.raises(TeacherError, match="goes on where it stopped"):
@@ -437,13 +437,17 @@ def test_a_function_may_keep(seeds, tmp_path):
 
 def test_the_command(seeds, tmp_path, capfd, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    file = tmp_path / "mine.py"
+    file = tmp_path / "written.py"
     file.write_text(f"from nomoat.data.synth import Synth\n\nsynth = Synth('Mine.', seeds={seeds!r}, count=5)\n")
     with oracle() as server:
         given = [f"teacher={server.where}", "licence=MIT", "terms=none"]
         assert main(["synth", str(file), *given, "--json"]) == 0
         told = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
-        assert (told[-1]["kind"], told[-1]["rows"], told[-1]["path"]) == ("result", 5, str(tmp_path / "synth" / "mine"))
+        assert (told[-1]["kind"], told[-1]["rows"], told[-1]["path"]) == (
+            "result",
+            5,
+            str(tmp_path / "synth" / "written"),
+        )
         assert main(["synth", str(file), *given]) == 0
         out = capfd.readouterr().out
         assert "5 rows of 5: done" in out
