@@ -445,10 +445,6 @@ def test_the_command(seeds, tmp_path, capfd, monkeypatch):
         told = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
         assert (told[-1]["kind"], told[-1]["rows"]) == ("result", 5)
         assert told[-1]["path"] == str(tmp_path / "synth" / "written")
-            "result",
-            5,
-            str(tmp_path / "synth" / "written"),
-        )
         assert main(["synth", str(file), *given]) == 0
         out = capfd.readouterr().out
         assert "5 rows of 5: done" in out
