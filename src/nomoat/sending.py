@@ -36,6 +36,7 @@ class Job:
     key: str
     answer: Answer | None = None
     error: str = ""
+    queued: bool = False
     done: threading.Event = field(default_factory=threading.Event)
 
 
@@ -60,26 +61,15 @@ class Sender:
         self._seconds, self._kept_at = self.before.seconds, time.monotonic()
         self._under_way = self._errors = 0
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-        self._unsent: list[Job] = []
         self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(recipe.concurrency)]
         for thread in self._threads:
             thread.start()
 
     def put(self, job: Job) -> None:
-        """Send a request when somebody waits for it, or for one before it."""
-        self._unsent.append(job)
-
-    def wait(self, job: Job) -> bool:
-        """Wait for a request; False: it was not to be had, because all stops.
-
-        Only now is sent what was put: going through what has come already sends nothing.
-        """
-        if not job.done.is_set():
-            for each in self._unsent:
-                self._jobs.put(each)
-            self._unsent = []
-            job.done.wait()
-        return job.answer is not None or bool(job.error)
+        """Send a request, once."""
+        if not job.queued and job.answer is None:
+            job.queued = True
+            self._jobs.put(job)
 
     def close(self) -> None:
         """Send nothing more; what is on its way is paid for: it is waited for and kept."""

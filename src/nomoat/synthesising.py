@@ -138,12 +138,15 @@ class _Writing:
         status = "done"
         try:
             while len(self.rows) < self.recipe.count:
-                while len(pending) < self.recipe.ahead and (draft := self._next(pending)) is not None:
+                while len(pending) < self.recipe.ahead and (draft := self._next()) is not None:
                     pending.append(self._ask(draft))
                 if not pending:
                     break
                 job = pending.popleft()
-                if not self.sender.wait(job):
+                if not job.done.is_set():
+                    self._send([job, *pending])
+                    job.done.wait()
+                if job.answer is None and not job.error:
                     break
                 self._read(job)
                 self._tell(pending)
@@ -167,12 +170,11 @@ class _Writing:
 
     # Drafts and answers, in order
 
-    def _next(self, pending: deque[Job]) -> Draft | None:
+    def _next(self) -> Draft | None:
         """The next draft; None: there is no more, or none may begin before some of those on their way have come."""
         if self._more:
             return self._more.popleft()
-        likely = sum(job.draft.stage in ("answer", "row") for job in pending)
-        if (likely and len(self.rows) + likely >= self.recipe.count) or self._barren >= BARREN:
+        if self._barren >= BARREN:
             return None
         chance = Random(f"{self.recipe.seed}/{self._begun}")
         draft = synth_methods.METHODS[self.recipe.method].begin(self.seeds, self.accepted, self._begun, chance)
@@ -205,9 +207,18 @@ class _Writing:
         job = Job(draft, who, request, key, self.store.find(key))
         if job.answer is not None:
             job.done.set()
-        else:
-            self.sender.put(job)
         return job
+
+    def _send(self, pending: Sequence[Job]) -> None:
+        """Send what is needed for the rows that are missing. Only when one must be waited for: going through what has
+        come already sends nothing.
+        """
+        missing = self.recipe.count - len(self.rows)
+        for job in pending:
+            if missing <= 0:
+                return
+            self.sender.put(job)
+            missing -= job.draft.stage in ("answer", "row")
 
     def _read(self, job: Job) -> None:
         """Make of an answer what it gives: further drafts, a row, or nothing, with the reason."""

@@ -4,7 +4,7 @@
          -> those that have enough of them -> longest common subsequence, 64 words at a time -> ROUGE-L
 
 A common subsequence is no longer than the words in common, so whoever has too few of them cannot be near: nothing is
-missed. MinHash, which the filter was first meant to use, misses pairs of short texts (docs/decisions/0017).
+missed, and no parameter needs to be chosen. Beside MinHash: docs/decisions/0017.
 
 Lin 2004 (ROUGE-L); Wang et al. 2022, arXiv:2212.10560 (instructions no nearer than 0.7 to any other); Hyyro 2004 (the
 subsequence by bits).
