@@ -198,7 +198,7 @@ class _Writing:
         sample = draft.sample + again * recipe.samples
         request = {
             "messages": [{"role": "user", "content": ask}],
-            "max_tokens": recipe.max_tokens,
+            "max_tokens": recipe.max_tokens if draft.stage == "answer" else min(recipe.max_tokens, synth_methods.ASIDE),
             "temperature": 0.0 if scoring else recipe.temperature,
             "top_p": 1.0 if scoring else recipe.top_p,
             "seed": (recipe.seed * 1_000_003 + sample) % 2**31,

@@ -66,6 +66,8 @@ STEPS = "{question}\n\nThink step by step, and end with the answer alone on the 
 ITEM = re.compile(r"^\s*(?:\d+[.):]|[-*])\s+(.+?)\s*$")
 SHORTEST = 3
 """Words of an instruction."""
+ASIDE = 256
+"""Most tokens of what is asked on the way to an answer: lists, tasks, people. A small teacher goes on listing."""
 
 Begin = Callable[[Sequence[Seed], Sequence[Seed], int, Random], Draft | None]
 
@@ -95,7 +97,7 @@ def _task(draft: Draft, text: str, topic: str = "") -> Draft:
 
 
 def _list(draft: Draft, text: str) -> list[Draft]:
-    return [_task(draft, item) for item in items(text)]
+    return [_task(draft, item) for item in items(text)[:5]]
 
 
 def _self_instruct(seeds: Sequence[Seed], made: Sequence[Seed], number: int, chance: Random) -> Draft | None:
@@ -150,7 +152,7 @@ def _questions(seeds: Sequence[Seed], made: Sequence[Seed], number: int, chance:
 
 def _asked(draft: Draft, text: str) -> list[Draft]:
     passage = draft.parents[0].text
-    return [_task(draft, PASSAGE.format(text=passage, question=item), item) for item in items(text)]
+    return [_task(draft, PASSAGE.format(text=passage, question=item), item) for item in items(text)[:3]]
 
 
 def _rejection(seeds: Sequence[Seed], made: Sequence[Seed], number: int, chance: Random) -> Draft | None:
