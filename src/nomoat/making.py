@@ -262,7 +262,8 @@ def _guard(run: Run, watch: Watch | None) -> None:
         return
     from nomoat.evaluate.collapse import guard
 
-    found = guard(folders, override=os.environ.get("NOMOAT_SYNTHETIC", ""))
+    taught = run.recipe.start is not None or bool(run.recipe.parts)
+    found = guard(folders, override=os.environ.get("NOMOAT_SYNTHETIC", ""), taught=taught)
     run.decide("real_share", found.mixture.real_share, 0, "; ".join([found.mixture.as_text(), *found.warnings]))
     run.note("diversity", generation=found.mixture.generation, drift=found.drift)
     for text in found.warnings:

@@ -66,8 +66,7 @@ def quantize(
         config, recipe = replace(config, bits=16), replace(recipe, start=None, adapt=None)
     small, made = packed(config, weights_of(opened), bits)
     about = f"{opened.recipe.about.rstrip('.')}; matrices of {bits} bits, from {opened.name}."
-    label = opened.name[11:].rsplit("-", 1)[0]  # without the date and the hash
-    fresh = Run.create(root, f"{label}-q{bits}", replace(recipe, family=small, about=about))
+    fresh = Run.create(root, f"{opened.label}-q{bits}", replace(recipe, family=small, about=about))
     checkpoint.save(fresh.checkpoints, 0, {"weights": made}, {"step": 0})
     for name in WORDS:
         if (opened.path / name).exists():

@@ -193,7 +193,7 @@ def _tuned_from(model: Run | Path | str, data: Path | str, asked: _Asked, watch:
     batch_size = max(1, min(rows // STEPS, STEP_TOKENS // lessons.context_length))
     rate = asked.manner.rate
     recipe = Recipe(
-        about=f"{_label(base)}, tuned on {Path(data).resolve().name}: {asked.manner.said()}.",
+        about=f"{base.label}, tuned on {Path(data).resolve().name}: {asked.manner.said()}.",
         family=base.recipe.family,
         data=lessons,
         budget=_budget(asked, math.ceil(rows / batch_size)),
@@ -203,7 +203,7 @@ def _tuned_from(model: Run | Path | str, data: Path | str, asked: _Asked, watch:
         start=Ref(str(base.path.resolve()), checkpoint.digest(found.path, group)),
         adapt=adapt,
     )
-    run = making.started(f"{_label(base)}-{Path(data).resolve().stem}", recipe, None, watch, asked.manner.allow)
+    run = making.started(f"{base.label}-{Path(data).resolve().stem}", recipe, None, watch, asked.manner.allow)
     if asked.spending:
         asked.spending.state(run)
     for name in (TOKENIZER, CHAT):
@@ -212,11 +212,6 @@ def _tuned_from(model: Run | Path | str, data: Path | str, asked: _Asked, watch:
                 shutil.copyfile(folder / name, run.path / name)
     run.write_json(TUNE, {"base": base.name, "general": str(asked.general) if asked.general else None})
     return tuned(run, asked.device, watch, asked.spending.began if asked.spending else None)
-
-
-def _label(run: Run) -> str:
-    """A run's name without the date and the hash."""
-    return re.sub(r"^\d{4}-\d\d-\d\d-|-[0-9a-f]{8}(-\d+)?$", "", run.name)
 
 
 def _budget(asked: _Asked, steps_a_pass: int) -> Budget:

@@ -111,7 +111,7 @@ class Run:
 
     @classmethod
     def open(cls, where: Path | str | Ref | Run) -> Run:
-        """Open a run by path, by name or unique prefix or part of a name below the runs root, or `last`.
+        """Open a run by path, by name, label, unique prefix or part of a name below the runs root, or `last`.
 
         Raises:
             RunError: there is none (the nearest is named), or several fit.
@@ -133,6 +133,11 @@ class Run:
     def name(self) -> str:
         """The directory's name."""
         return self.path.name
+
+    @property
+    def label(self) -> str:
+        """What it was called when it was made: the name without date and hash."""
+        return _LABEL.sub("", self.name)
 
     @property
     def checkpoints(self) -> Path:
@@ -367,7 +372,9 @@ def _locate(text: str) -> Path:
     known = listing(root)
     if text == "last" and known:
         return known[-1].path
-    for fits in ([run for run in known if run.name.startswith(text)], [run for run in known if text in run.name]):
+    labelled = [run for run in known if _LABEL.sub("", run.name) == text]
+    begun, within = [run for run in known if run.name.startswith(text)], [run for run in known if text in run.name]
+    for fits in (labelled, begun, within):
         if text and len(fits) == 1:
             return fits[0].path
         if text and fits:
@@ -379,6 +386,10 @@ def _locate(text: str) -> Path:
         else "that is the folder of runs",
         nearest(text, [run.name for run in known]) or "`nomoat runs` lists them; $NOMOAT_RUNS says where they are",
     )
+
+
+_LABEL = re.compile(r"^\d{4}-\d\d-\d\d-|-[0-9a-f]{8}(-\d+)?$")
+"""What a run's name has around what it was called."""
 
 
 def _is_run(path: Path) -> bool:

@@ -44,6 +44,8 @@ OTHERS = {"__pycache__": "compiled files", "node_modules": "other people's packa
 NESTED_BYTES = 256_000_000  # a parquet inside an archive is held in memory, up to this
 HTML_SUFFIXES = (".html", ".htm", ".xhtml")
 BLANK = "empty"
+SYNTH = "rows.jsonl", "answers.sqlite"
+"""By these files a folder of `nomoat synth` is known; the first is what it came to."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,9 @@ class Found:
 def walk(root: Path, leave_out: Callable[[Path], str] | None = None) -> Iterator[Found | Dropped]:
     """List the files below a folder (or the one file) in an order that depends on the names alone.
 
-    Hidden files, caches, packages, virtual environments, our own runs and datasets, and what is no file are left out;
-    each folder is entered once however many links lead to it, so that loops of links end.
+    Hidden files, caches, packages, virtual environments, our own runs and datasets, and what is no file are left out,
+    as is all but the rows of a folder that `nomoat synth` wrote: what it dropped is there to be looked at. Each folder
+    is entered once however many links lead to it, so that loops of links end.
 
     Args:
         root: a folder or a file.
@@ -79,6 +82,8 @@ def walk(root: Path, leave_out: Callable[[Path], str] | None = None) -> Iterator
         except OSError as error:
             yield Dropped(prefix or ".", "", *told(error))
             continue
+        if {entry.name for entry in entries} >= {*SYNTH}:
+            entries = [entry for entry in entries if entry.name == SYNTH[0]]
         below = []
         for entry in entries:
             shown, path = prefix + visible(entry.name), Path(entry.path)

@@ -110,7 +110,11 @@ def mixture(folders: Sequence[Path | str]) -> Mixture:
 
 
 def guard(
-    folders: Sequence[Path | str], before: Mixture | None = None, real: Sequence[Ids] = (), override: str = ""
+    folders: Sequence[Path | str],
+    before: Mixture | None = None,
+    real: Sequence[Ids] = (),
+    override: str = "",
+    taught: bool = False,
 ) -> Guarded:
     """Look at what a training would read, and stop it where a model would collapse.
 
@@ -119,6 +123,8 @@ def guard(
         before: what the model, or the one it follows, was trained on: its real text must still be there.
         real: ids of real documents that are not in the folders, to hold synthetic ones against.
         override: the reason why what is refused is to be done all the same; it stands in the warnings.
+        taught: whether a model is taught by another one on purpose (tuned from a base, or distilled): the real text is
+            then behind its teacher, and a small share is told instead of refused, down to generation `DEEPEST`.
 
     Raises:
         CollapseError: real text was taken away, hardly any is left, or the synthetic text has drifted.
@@ -129,11 +135,12 @@ def guard(
     if before is not None and found.real < before.real:
         what = f"real text was taken away: {before.real:,} tokens before, {found.real:,} now"
         refused.append(CollapseError(what, "synthetic text is added to real text, never put in its place", BACK))
-    if found.real_share < LEAST_REAL:
+    if found.real_share < LEAST_REAL and not (taught and found.generation <= DEEPEST):
         what = f"only {found.as_text()}"
         refused.append(CollapseError(what, f"below {LEAST_REAL:.0%} a model forgets what is rare", BACK))
     elif found.real_share < WARN_REAL:
-        warnings.append(f"{found.as_text()}: below half, rare things begin to go")
+        why = "what else is real it has from its teacher or base" if taught else "below half, rare things begin to go"
+        warnings.append(f"{found.as_text()}: {why}")
     if found.generation > DEEPEST:
         warnings.append(f"text of generation {found.generation}: written by models that learned from models' text")
     drift = _drift(folders, found, real)

@@ -1,0 +1,81 @@
+"""The guides, followed in a shrunken form: every command of them, with a tiny model and a scripted teacher."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import threading
+from pathlib import Path
+
+import pytest
+from conversations import CHATML
+from folders import notes
+from oracle import chatty, completion, oracle
+
+from nomoat import tuning
+from nomoat.cli import main
+from nomoat.core.run import Run
+from nomoat.evaluate import tuned
+from nomoat.nn import native
+from nomoat.serve import start
+
+GUIDE = Path(__file__).parents[1] / "docs" / "guides" / "an-assistant-of-your-own.md"
+BASE = "smollm2-135m-instruct"
+
+
+def commands() -> list[list[str]]:
+    found = re.findall(r"^```bash network guide[^\n]*\n(.*?)^```$", GUIDE.read_text(encoding="utf-8"), re.M | re.S)
+    return [shlex.split(line) for block in found for line in block.splitlines()]
+
+
+def lessons(body: dict) -> dict:
+    """Questions on a passage where a list is asked for, else an answer."""
+    asked = body["messages"][-1]["content"]
+    words = re.findall(r"[a-z]{4,}", asked)
+    if "List three questions" in asked:
+        return completion("\n".join(f"{n}. What about {' '.join(words[-5 * n :][:5])}?" for n in (1, 2, 3)))
+    return completion(f"It is about {' and '.join(words[-6:])}.")
+
+
+def test_a_folder_of_notes_becomes_an_assistant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NOMOAT_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setattr(tuned, "other_prompts", lambda: ["Hello?"])
+    monkeypatch.setattr(tuned, "general_text", lambda: ["A river under the moon."])
+    monkeypatch.setattr(tuning, "QUESTIONS", 2)
+    monkeypatch.setattr(native, "quickest", lambda model, *rest: model)
+    served: list[Run] = []
+    monkeypatch.setattr(start, "serve", lambda runs, *rest: served.extend(runs.values()))
+    notes(tmp_path / "notes", 60, lines=2)
+    base = chatty(None, BASE)
+    base.write_json("chat.json", {"template": CHATML, "bos": None, "eos": "<|endoftext|>"})
+    base.write_json(
+        "ledger.json", {"licence": "Apache-2.0", "source": BASE, "files": {}, "evidence": "", "format": "GGUF"}
+    )
+    said = {}
+    with oracle(lessons) as server:
+        for words in commands():
+            if words[0] != "nomoat":
+                Path("asked.txt").write_text("What is a garden for?\nWhy?\n", encoding="utf-8")
+                continue
+            shrunk = [re.sub(r"^count=\d+$", "count=30", word) for word in words[1:]]
+            shrunk = ["4steps" if word in ("6m",) else word for word in shrunk]
+            shrunk = ["8" if word == "64" else word for word in shrunk]
+            if words[1] == "pull":
+                continue  # tests/test_pull.py pulls it
+            if words[1] == "synth":
+                shrunk = [f"teacher={server.where}" if w.startswith("teacher=") else w for w in shrunk]
+                shrunk += ["licence=MIT", "terms=none"]
+            code = main([*shrunk, "--json"])
+            out = capfd.readouterr()
+            assert code == 0, (words, out.out[-500:], out.err[-500:])
+            said[words[1], words[2]] = json.loads((out.out.splitlines() or ["{}"])[-1])
+    assert threading.active_count() < 50
+    tuned_run = Run.open("last")
+    assert tuned_run.recipe.adapt is not None and said["tune", BASE]["run"] == str(tuned_run.path.resolve())
+    assert said["licence", "last"]["verdict"] in ("attribution", "unknown", "permissive")
+    assert Path("assistant.gguf").stat().st_size > 1000
+    assert [run.name for run in served] == [tuned_run.name]
