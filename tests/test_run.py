@@ -104,6 +104,14 @@ def test_two_runs_of_the_same_name_have_folders_of_their_own(runs_root: Path, ru
         Run.open("a-run")
 
 
+def test_a_run_is_found_by_its_label_though_longer_names_hold_it(runs_root: Path, run: Run) -> None:
+    longer = Run.create(None, "a run tuned", recipe())
+    assert (run.label, longer.label) == ("a-run", "a-run-tuned")
+    assert Run.open("a-run").path == run.path and Run.open("a-run-tuned").path == longer.path
+    with pytest.raises(RunError, match="names 2 runs"):
+        Run.open("run")
+
+
 @pytest.mark.parametrize("name", ["", "../../etc", "ä/ö", ".hidden", "a" * 300, "con:1\n"])
 def test_any_name_makes_a_folder_below_the_root(runs_root: Path, name: str) -> None:
     made = Run.create(None, name, recipe())
