@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nomoat.preferring import prefer
     from nomoat.quantising import quantize
     from nomoat.verbs import (
         chat,
@@ -36,10 +37,10 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "chat", "doctor", "evaluate", "export", "generate", "import_model", "load", "make", "plan", "pull", "quantize",
-    "resume", "runs", "serve", "surprise", "train",
+    "chat", "doctor", "evaluate", "export", "generate", "import_model", "load", "make", "plan", "prefer", "pull",
+    "quantize", "resume", "runs", "serve", "surprise", "train",
 ]  # fmt: skip
-_HOMES = {"quantize": "nomoat.quantising"}
+_HOMES = {"prefer": "nomoat.preferring", "quantize": "nomoat.quantising"}
 """Where a verb is defined, unless in `nomoat.verbs`."""
 
 

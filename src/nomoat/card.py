@@ -23,6 +23,7 @@ from nomoat.core.run import Run
 if TYPE_CHECKING:
     from nomoat.core.ledger import Ledger
     from nomoat.data.manifest import Manifest
+    from nomoat.evaluate.preferred import Preferred
     from nomoat.evaluate.report import Report
 
 LIMITS = (
@@ -37,7 +38,7 @@ OTHERS_LIMITS = (
 )
 
 
-def write(run: Run, report: Report | None = None) -> dict[str, Any]:
+def write(run: Run, report: Report | Preferred | None = None) -> dict[str, Any]:
     """Write card.json, card.md and ledger.json into the run; returns what card.json holds."""
     manifest = manifest_of(run)
     card = gather(run, manifest, report)
@@ -48,7 +49,7 @@ def write(run: Run, report: Report | None = None) -> dict[str, Any]:
     return card
 
 
-def gather(run: Run, manifest: Manifest | None, report: Report | None) -> dict[str, Any]:
+def gather(run: Run, manifest: Manifest | None, report: Report | Preferred | None) -> dict[str, Any]:
     """All facts of the card, as plain values."""
     figure = _last(run, "evaluate")
     held_out = {"bits_per_byte": figure.get("bits_per_byte"), "loss": figure.get("loss"), "step": figure.get("step")}
@@ -65,7 +66,7 @@ def gather(run: Run, manifest: Manifest | None, report: Report | None) -> dict[s
         "expected": _expected(run, report),
         "cost": {name: asdict(cost) for name, cost in costs(run).items()},
         "warnings": [event["text"] for event in run.metrics("warning")],
-        "opens": opens(run.recipe.family),
+        "opens": opens(run.recipe.product),
         "limits": list(OTHERS_LIMITS if hasattr(run.recipe.data, "absent") else LIMITS),
         "decisions": run.decisions(),
         "environment": run.read_json("environment.json"),
@@ -131,7 +132,7 @@ def _model(run: Run) -> dict[str, Any]:
     from nomoat.core import checkpoint
 
     found = checkpoint.latest(run.checkpoints)
-    family = run.recipe.family
+    family = run.recipe.product
     facts: dict[str, Any] = {"kind": type(family).__name__, "family": to_json(family)}
     if found is not None:
         group = "ema" if "ema" in checkpoint.groups(found.path) else "weights"
@@ -156,7 +157,7 @@ def _data(manifest: Manifest | None) -> dict[str, Any] | None:
     }
 
 
-def _expected(run: Run, report: Report | None) -> list[dict[str, Any]]:
+def _expected(run: Run, report: Report | Preferred | None) -> list[dict[str, Any]]:
     """Name, expected, actual and actual / expected of what the plan, or the recipe, foresaw."""
     from nomoat.train.plan import compare
 
@@ -164,7 +165,7 @@ def _expected(run: Run, report: Report | None) -> list[dict[str, Any]]:
     plan = run.read_json("plan.json") or {name: {"value": value} for name, value in run.recipe.expect.items()}
     if "seconds" in actual:  # the plan counts itself
         actual["seconds"] += plan.get("planning_seconds", 0.0)
-    if report is not None:
+    if report is not None and hasattr(report, "model"):
         actual["held_out_bits_per_byte"] = report.model.value
     return [
         {"name": name, "expected": foreseen, "actual": came, "off": off}
@@ -193,7 +194,7 @@ def _last(run: Run, kind: str) -> dict[str, Any]:
     return next(reversed(run.metrics(kind)), {})
 
 
-def markdown(card: Mapping[str, Any], ledger: Ledger | None, report: Report | None) -> str:
+def markdown(card: Mapping[str, Any], ledger: Ledger | None, report: Report | Preferred | None) -> str:
     """The card for people."""
     model, held = card["model"], card["held_out"]
     size = f"{model['parameters'] / 1e6:.2f} M parameters" if "parameters" in model else "no checkpoint yet"

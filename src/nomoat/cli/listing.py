@@ -57,6 +57,13 @@ VERBS = (
     Verb("use", "chat last", "talk with a model that was taught to", "nomoat.cli.chatting:chat", trains=True),
     Verb("use", "serve last --port 8000", "models behind OpenAI's endpoints", "nomoat.cli.serving:serve", trains=True),
     Verb(
+        "improve",
+        "prefer last pairs.jsonl",
+        "taught by better and worse answers",
+        "nomoat.cli.preferring:prefer",
+        trains=True,
+    ),
+    Verb(
         "improve", "quantize last --bits 8", "smaller, faster; what it costs beside it", "nomoat.cli.sharing:quantize"
     ),
     Verb("look", "runs", "all runs: state, figure, size", "nomoat.cli.looking:runs"),

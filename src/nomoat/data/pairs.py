@@ -43,7 +43,7 @@ from nomoat.data.tokenizer import Tokenizer
 from nomoat.data.tokenizer import load as read_tokenizer
 from nomoat.sampling.write import device_of
 
-ARRAYS, REFERENCE = "pairs.npz", "reference.npy"
+ARRAYS, REFERENCE = "pairs.npz", "reference.npz"
 HELD_OUT = 10  # one prompt in so many
 ROUND = 16  # rows are padded to a multiple of it, so that few shapes occur
 SCORED_TOKENS = 4096
@@ -139,21 +139,22 @@ class Scored:
     Attributes:
         held: which items are held out [items].
         label: which single answers are good [items].
+        prompt: number of each item's prompt [items].
         lengths: tokens of each side [items, 2].
         reference: the model's log-probability of each side [items, 2], where it has been computed.
     """
 
     def __init__(self, data: Pairs) -> None:
-        self.folder = Path(data.folder)
+        self.folder, self.single = Path(data.folder), data.single
         try:
             with np.load(self.folder / ARRAYS) as arrays:
                 self.tokens, self.ends, self.starts = arrays["tokens"], arrays["ends"], arrays["starts"]
-                self.held, self.label = arrays["held"], arrays["label"]
+                self.held, self.label, self.prompt = arrays["held"], arrays["label"], arrays["prompt"]
         except (OSError, ValueError, KeyError) as error:
             raise DataError(f"{self.folder} holds no pairs", str(error), "give the same command again") from error
         self.lengths = np.diff(self.ends.reshape(-1), prepend=0).reshape(-1, 2)
         path = self.folder / REFERENCE
-        self.reference = np.load(path) if path.is_file() else None
+        self.reference = np.load(path)["logp"] if path.is_file() else None
 
     def row(self, item: int, side: int) -> tuple[NDArray[np.int64], int]:
         """The tokens of a side, and where its answer begins."""
@@ -174,6 +175,19 @@ class Scored:
         if self.reference is not None:
             made["reference"] = self.reference[items]
         return {name: _tensor(array) for name, array in made.items()}
+
+    def couples(self, held: bool) -> NDArray[np.int64]:
+        """Numbers of a better and a worse answer [couples, 2], item by item and side by side, of one of the parts.
+
+        Of single answers: all good and bad ones of the same prompt; where there are none, all good and bad ones.
+        """
+        items = np.flatnonzero(self.held == held)
+        if not self.single:
+            return 2 * items[:, None] + np.arange(2)
+        good, bad = (items[self.label[items] == wanted] for wanted in (True, False))
+        both = np.stack(np.meshgrid(good, bad, indexing="ij"), -1).reshape(-1, 2)
+        same = both[self.prompt[both[:, 0]] == self.prompt[both[:, 1]]]
+        return 2 * (same if len(same) else both)
 
     def scores(self, model: Scores, items: NDArray[np.int64], watch: Watch | None = None) -> NDArray[np.float32]:
         """What the model makes of both sides of items [n]: summed log-probabilities (or rewards) [n, 2]."""
@@ -211,8 +225,9 @@ class Scored:
         if watch is not None:
             watch({"kind": "phase", "phase": "reference", "detail": "log-probabilities before training"})
         with machine.autocast(place, "bf16" if machine.bf16_is_faster(place, SCORED_TOKENS, 512).yes else "fp32"):
-            self.reference = self.scores(model, np.arange(len(self.held)), watch)
-        durable.replace(self.folder / REFERENCE, _saved(lambda file: np.save(file, self.reference)))
+            found = self.scores(model, np.arange(len(self.held)), watch)
+        self.reference = found
+        durable.replace(self.folder / REFERENCE, _saved(lambda file: np.savez(file, logp=found)))
 
 
 @dataclass
@@ -347,12 +362,13 @@ class _Writing:
                     item.starts.append(item.starts[0])
                     item.ids.append((item.ids[0][: item.starts[0]] + answers[other])[: self.data.context_length + 1])
         sides = [ids for item in items for ids in item.ids]
-        arrays = {
+        arrays: dict[str, Any] = {
             "tokens": np.concatenate([np.array(ids, dtype=np.uint32) for ids in sides]),
             "ends": np.cumsum([len(ids) for ids in sides]).reshape(-1, 2),
             "starts": np.array([item.starts for item in items]),
             "held": held,
             "label": np.array([item.good for item in items]),
+            "prompt": np.searchsorted(prompts, [item.prompt for item in items]),
         }
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / REFERENCE).unlink(missing_ok=True)

@@ -9,7 +9,6 @@ probabilities.
 
 from __future__ import annotations
 
-
 from dataclasses import dataclass
 from typing import Any
 
