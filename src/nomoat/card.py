@@ -135,9 +135,11 @@ def _model(run: Run) -> dict[str, Any]:
     family = run.recipe.product
     facts: dict[str, Any] = {"kind": type(family).__name__, "family": to_json(family)}
     if found is not None:
-        group = "ema" if "ema" in checkpoint.groups(found.path) else "weights"
+        group = checkpoint.model_group(found.path)
         tensors = checkpoint.waiting(found.path, group).values()
         facts["parameters"] = sum(math.prod(tensor.shape) for tensor in tensors if tensor.dtype.is_floating_point)
+        if run.recipe.adapt is not None:
+            facts["adapts"] = {"base": run.recipe.start.run, "sha256": run.recipe.start.sha256}
         facts |= {"step": found.step, "sha256": checkpoint.digest(found.path, group), "checkpoint": found.path.name}
     return facts
 
@@ -232,6 +234,8 @@ def _facts(card: Mapping[str, Any], size: str) -> Iterable[str]:
     yield f"- {model['kind']}, {size}, {state}"
     if "sha256" in model:
         yield f"- weights: `checkpoints/{model['checkpoint']}`, SHA-256 `{model['sha256']}`"
+    if base := model.get("adapts"):
+        yield f"- an adapter beside the weights of `{base['base']}`, SHA-256 `{base['sha256']}`, which it needs"
     yield f"- made on {card['date']} with nomoat {card['nomoat']}; all settings: recipe.json and decisions.jsonl"
 
 

@@ -61,10 +61,13 @@ def quantize(
         raise ConfigError(f"weights of {bits} bits are not known", fix="use --bits 8 or --bits 4")
     if not isinstance(config, LM):
         raise ConfigError(f"{opened.name} is no language model", "only those are packed so far")
+    recipe = opened.recipe
+    if recipe.adapt is not None:  # what it adapted is worked into its weights, which are floats then
+        config, recipe = replace(config, bits=16), replace(recipe, start=None, adapt=None)
     small, made = packed(config, weights_of(opened), bits)
     about = f"{opened.recipe.about.rstrip('.')}; matrices of {bits} bits, from {opened.name}."
     label = opened.name[11:].rsplit("-", 1)[0]  # without the date and the hash
-    fresh = Run.create(root, f"{label}-q{bits}", replace(opened.recipe, family=small, about=about))
+    fresh = Run.create(root, f"{label}-q{bits}", replace(recipe, family=small, about=about))
     checkpoint.save(fresh.checkpoints, 0, {"weights": made}, {"step": 0})
     for name in WORDS:
         if (opened.path / name).exists():

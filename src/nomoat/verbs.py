@@ -206,11 +206,12 @@ def generate(
         ConfigError: a sampling option that is not known or cannot be used.
         RunError, CheckpointError: see `load`.
     """
+    from nomoat.nn.lora import merged
     from nomoat.sampling.write import continue_text
 
     options = _options(sampling, WRITING)
     opened = Run.open(run)
-    model = load(opened, device, watch)
+    model = merged(load(opened, device, watch))
     pieces = []
     for piece in continue_text(model, spelling(opened), prompt, options):  # type: ignore[arg-type]
         pieces.append(piece)

@@ -159,6 +159,24 @@ def latest(folder: Path) -> Found | None:
     return None
 
 
+def newest(folder: Path) -> Found:
+    """Return the same.
+
+    Raises:
+        CheckpointError: there is none, or all of them are damaged.
+    """
+    found = latest(folder)
+    if found is None:
+        name = folder.parent.name
+        raise CheckpointError(f"{name} has no checkpoint yet", "", f"train it: `nomoat resume {name}`")
+    return found
+
+
+def model_group(path: Path) -> str:
+    """Return the group of tensors in a checkpoint that is the model: the slow copy where there is one."""
+    return "ema" if "ema" in groups(path) else "weights"
+
+
 def verify(path: Path) -> str | None:
     """Return what is wrong with a checkpoint, in words, or None: every file is there, whole and unchanged."""
     try:

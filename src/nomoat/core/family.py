@@ -54,6 +54,8 @@ class Family(nn.Module):
     claims: ClassVar[Mapping[str, str]] = {}
     splittable: ClassVar[bool] = True
     config: Any
+    shared: frozenset[str] = frozenset()
+    """Names in the state of what an adapted model has from its base: a checkpoint leaves them out."""
 
     def loss(self, batch: Batch, player: str = "model", progress: float = 0.0) -> Loss:
         """The summed loss of `player` on `batch`; `progress` runs from 0 to 1 with the steps."""
@@ -79,6 +81,17 @@ class Family(nn.Module):
         if leaf[0] in ("head", "output"):
             return "head"
         return "matrix" if parameter.ndim == 2 else "vector"
+
+    def kept(self) -> dict[str, torch.Tensor]:
+        """What a checkpoint holds: the state, without what an adapted model has from its base."""
+        return {name: tensor for name, tensor in self.state_dict().items() if name not in self.shared}
+
+    def take(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Take over what `kept` gave. Raises RuntimeError where a name is missing, unknown or misshapen."""
+        found = self.load_state_dict(tensors, strict=False)
+        wrong = [*found.unexpected_keys, *(set(found.missing_keys) - self.shared), *(self.shared & tensors.keys())]
+        if wrong:
+            raise RuntimeError(f"{len(wrong)} names do not agree, among them `{wrong[0]}`")
 
     def after_step(self, progress: float) -> None:
         """Move what no gradient moves (slow teachers)."""

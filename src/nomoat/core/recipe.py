@@ -45,6 +45,20 @@ class Ref:
         run, _, digest = text.partition("@")
         return cls(run, digest or None)
 
+    def pinned(self) -> Ref:
+        """The same run by its full name (by its path, where it lies elsewhere than the runs do), with its SHA-256.
+
+        Raises:
+            RunError, CheckpointError: there is no such run, or nothing in it.
+        """
+        from nomoat.core import checkpoint
+        from nomoat.core.run import Run, runs_root
+
+        run = Run.open(self)
+        found, path = checkpoint.newest(run.checkpoints).path, run.path.resolve()
+        name = run.name if path.parent == runs_root().resolve() else str(path)
+        return Ref(name, self.sha256 or checkpoint.digest(found, checkpoint.model_group(found)))
+
     def __str__(self) -> str:
         return f"{self.run}@{self.sha256}" if self.sha256 else self.run
 
@@ -201,7 +215,18 @@ class Recipe:
         whole = {**{name: load(ref) for name, ref in self.parts.items() if name not in (parts or {})}, **(parts or {})}
         family = self.family.build({name: Frozen(part) for name, part in whole.items()})
         if self.start is not None:
-            family.product.load_state_dict(load(self.start).state_dict())
+            begun = load(self.start, merged=self.adapt is None)
+            if begun.shared:
+                raise ConfigError(
+                    f"{self.start.run} is an adapted model: there cannot be another adapter on top of it",
+                    "each would have to know of the other",
+                    f"merge it first: `nomoat export {self.start.run}`, then `nomoat import` what that wrote",
+                )
+            try:
+                family.product.load_state_dict(begun.state_dict())
+            except RuntimeError as error:
+                why = " ".join(str(error).split())[:300]
+                raise ConfigError(f"the weights of {self.start.run} are not of this recipe's family", why) from error
         return family if self.adapt is None else self.adapt.apply(family)
 
 

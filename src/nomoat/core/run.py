@@ -22,6 +22,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -67,10 +68,12 @@ class Run:
             recipe: saved as recipe.json.
 
         Raises:
-            RunError: the folder cannot be written.
+            RunError, CheckpointError: the folder cannot be written; what an adapter is for is no run.
             ConfigError: the recipe holds something that cannot be saved.
         """
         root = Path(root) if root is not None else runs_root()
+        if recipe.adapt is not None and recipe.start is not None:
+            recipe = replace(recipe, start=recipe.start.pinned())
         label = re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-.").lower()[:40] or "run"
         stem = f"{datetime.date.today().isoformat()}-{label}-{fingerprint(recipe)[:8]}"
         fresh = cls(root / f".new-{os.getpid()}-{secrets.token_hex(4)}", recipe)
@@ -289,6 +292,7 @@ def load(
     weights: str | None = None,
     parts: Mapping[str, Any] | None = None,
     watch: Watch | None = None,
+    merged: bool = False,
 ) -> Family:
     """Return the trained model of a run, on the CPU, in eval mode and without gradients; the one place that does so.
 
@@ -299,6 +303,7 @@ def load(
         weights: `ema` or `weights`; None: the slow copy where there is one, else the weights.
         parts: handed to `recipe.build`.
         watch: receives {"kind": "warning", "text": ...}.
+        merged: work the adapter of an adapted model into plain float weights.
 
     Raises:
         RunError: no such run.
@@ -307,12 +312,10 @@ def load(
     from nomoat.core import checkpoint
 
     run = Run.open(ref)
-    found = checkpoint.latest(run.checkpoints)
-    if found is None:
-        raise CheckpointError(f"{run.name} has no checkpoint yet", "", f"train it: `nomoat resume {run.name}`")
+    found = checkpoint.newest(run.checkpoints)
     for warning in found.warnings():
         (watch or _say)({"kind": "warning", "text": warning})
-    group = weights or ("ema" if "ema" in checkpoint.groups(found.path) else "weights")
+    group = weights or checkpoint.model_group(found.path)
     wanted, held = ref.sha256 if isinstance(ref, Ref) else None, checkpoint.digest(found.path, group)
     if wanted not in (None, held):
         raise CheckpointError(
@@ -327,17 +330,19 @@ def load(
         family = _filled(run.recipe, parts, tensors)
     except RuntimeError as error:
         raise CheckpointError(f"the weights of {run.name} do not fit its recipe", str(error)) from error
-    return family.product.eval().requires_grad_(False)
+    product = family.product.eval().requires_grad_(False)
+    return run.recipe.adapt.merged(product) if merged and run.recipe.adapt else product
 
 
 def _filled(recipe: Recipe, parts: Mapping[str, Any] | None, tensors: dict[str, Any]) -> Family:
     """The recipe's family around these very tensors, in its own types: nothing is drawn, nothing held twice."""
     import torch
 
-    if recipe.start or recipe.adapt:
-        family = recipe.build(parts)  # it begins with weights of its own
-        family.load_state_dict(tensors)
+    if recipe.adapt:
+        family = recipe.build(parts)  # what it shares with its base is the base's
+        family.take(tensors)
         return family
+    recipe = replace(recipe, start=None)  # whatever it began with, the checkpoint holds all of it
     with torch.device("meta"):
         family = recipe.build(parts)
     own = family.state_dict()

@@ -20,9 +20,11 @@ from nomoat.core.family import Family, Parts
 from nomoat.core.types import Batch, Loss, Ports
 from nomoat.nn.backbone import Backbone
 from nomoat.nn.cross_entropy import log_probabilities, summed_nats
+from nomoat.nn.linear import Cast
 from nomoat.nn.memory import Memory
 from nomoat.nn.norms import RMSNorm
 from nomoat.nn.packed import pack_
+from nomoat.nn.scene import working_dtype
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class LanguageModel(Family):
         dialect, width = config.backbone.dialect, config.backbone.width
         self.embed = nn.Embedding(config.vocab_size, width)
         self.stack = config.backbone.build()
-        self.soft_cap = dialect.soft_cap
+        self.soft_cap, self._cast = dialect.soft_cap, Cast()
         self.output_scale = {"one": 1.0, "rsqrt_width": width**-0.5}[dialect.output_scale]
         nn.init.normal_(self.embed.weight, std=0.02)
         self.output = None if dialect.output == "tied" else nn.Linear(width, config.vocab_size, bias=False)
@@ -107,14 +109,16 @@ class LanguageModel(Family):
 
     def loss(self, batch: Batch, player: str = "model", progress: float = 0.0) -> Loss:
         """Summed nats over the tokens under `mask` [B, L + 1], each predicted from those before it."""
-        if self.config.bits < 16:
+        if self.config.bits < 16 and not self.shared:
             raise ConfigError(
                 f"weights of {self.config.bits} bits cannot be trained",
                 "they have no gradient",
-                "train the float model",
+                "train the float model, or an adapter beside these: adapt=LoRA()",
             )
-        counted_BL = batch["mask"][:, 1:]
-        nats = summed_nats(self.trunk(batch), self.table, batch["tokens"][:, 1:], counted_BL, self.soft_cap)
+        counted_BL, x_BLD, table_VD = batch["mask"][:, 1:], self.trunk(batch), self.table
+        if not table_VD.requires_grad:
+            table_VD = self._cast.of(table_VD, working_dtype(x_BLD))
+        nats = summed_nats(x_BLD, table_VD, batch["tokens"][:, 1:], counted_BL, self.soft_cap)
         return Loss(nats, counted_BL.sum())
 
     def first_loss(self, batch: Batch) -> float:

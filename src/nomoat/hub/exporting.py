@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 from nomoat.core import checkpoint
 from nomoat.core.checkpoint import Later
 from nomoat.core.errors import CheckpointError, ConfigError, RunError, nearest
-from nomoat.core.run import Run
+from nomoat.core.run import Run, load
 from nomoat.families.lm import LM
 from nomoat.hub import names
 from nomoat.hub.blocks import FORMATS, Bytes, pack
@@ -78,15 +79,17 @@ def _remove(path: Path) -> None:
 def weights_of(run: Run) -> dict[str, Later]:
     """The weights that `load` would give as floats, to be read one by one; packed ones become what they stand for.
 
+    An adapter is worked into its base's, which are then all in memory at once.
+
     Raises:
         CheckpointError: no checkpoint is good, or its weights are not the recipe's.
     """
-    found = checkpoint.latest(run.checkpoints)
-    if found is None:
-        raise CheckpointError(f"{run.name} has no checkpoint yet", "", f"train it: `nomoat resume {run.name}`")
+    if run.recipe.adapt is not None:
+        whole = load(run, merged=True).state_dict()
+        return {name: Later(tuple(one.shape), one.dtype, partial(whole.get, name)) for name, one in whole.items()}
+    found = checkpoint.newest(run.checkpoints)
     ours = checkpoint.waiting(found.path, "weights")
-    if "ema" in checkpoint.groups(found.path):
-        ours |= checkpoint.waiting(found.path, "ema")
+    ours |= checkpoint.waiting(found.path, checkpoint.model_group(found.path))
     with torch.device("meta"):
         wanted = {name: tuple(tensor.shape) for name, tensor in run.recipe.product.build({}).state_dict().items()}
     if {name: tensor.shape for name, tensor in ours.items()} != wanted:

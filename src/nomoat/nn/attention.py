@@ -159,7 +159,7 @@ def fastest_kernel(
         causal: with the causal triangle, or without a mask.
         repeats: turns of each kernel, after one that is not counted.
     """
-    like = attention.out.weight
+    like = empty_like(attention.out, dtype)
     heads_BLHK = torch.empty(batch_size, length, sum(attention.sizes), attention.head_width, dtype=dtype)
     heads_BLHK = heads_BLHK.to(like.device).normal_().requires_grad_()
     hidden = torch.full((length, length), -math.inf, dtype=dtype, device=like.device).triu(1) if causal else None

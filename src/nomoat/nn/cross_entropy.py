@@ -65,19 +65,24 @@ class _SummedNats(torch.autograd.Function):
                 logits_CV = x_low_ND[chunk] @ table_low_VD.T
                 _to_gradient(logits_CV, targets_N[chunk], weight_N[chunk], soft_cap, total)
                 torch.mm(logits_CV, table_low_VD, out=grad_x_ND[chunk])
-                share_VD = logits_CV.T @ x_low_ND[chunk]
-                grad_table_VD = share_VD if grad_table_VD is None else grad_table_VD.float().add_(share_VD)
+                if ctx.needs_input_grad[1]:  # a frozen table's would cost a third of all this
+                    share_VD = logits_CV.T @ x_low_ND[chunk]
+                    grad_table_VD = share_VD if grad_table_VD is None else grad_table_VD.float().add_(share_VD)
+        if grad_table_VD is None and ctx.needs_input_grad[1]:  # nothing is counted
+            grad_table_VD = torch.zeros_like(table_low_VD)
         ctx.save_for_backward(grad_x_ND, grad_table_VD)
         ctx.dtypes = x_ND.dtype, table_VD.dtype
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad_x_ND, grad_table_VD = ctx.saved_tensors
         x_type, table_type = ctx.dtypes
         if not grad.is_cpu or grad != 1:  # a loss that is the end of the graph hands down 1: no pass over the table
-            grad_x_ND, grad_table_VD = grad_x_ND * grad, grad_table_VD * grad
-        return grad_x_ND.to(x_type), grad_table_VD.to(table_type), None, None, None
+            grad_x_ND = grad_x_ND * grad
+            grad_table_VD = None if grad_table_VD is None else grad_table_VD * grad
+        grad_table_VD = None if grad_table_VD is None else grad_table_VD.to(table_type)
+        return grad_x_ND.to(x_type), grad_table_VD, None, None, None
 
 
 def summed_nats(
@@ -97,6 +102,9 @@ def summed_nats(
     """
     x_ND, targets_N, weight_N = x_BLD.flatten(0, -2), targets_BL.flatten(), counted_BL.flatten()
     if torch.is_grad_enabled() and (x_ND.requires_grad or table_VD.requires_grad):
+        if not weight_N.all():  # of a conversation only the answers count: no logits of all else
+            rows_C = weight_N.nonzero().squeeze(1)
+            x_ND, targets_N, weight_N = x_ND.index_select(0, rows_C), targets_N[rows_C], weight_N[rows_C]
         return _SummedNats.apply(x_ND, table_VD, targets_N, weight_N, soft_cap)
     return -(log_probabilities(x_BLD, table_VD, targets_BL, soft_cap) * counted_BL).sum()
 

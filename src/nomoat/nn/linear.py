@@ -55,6 +55,23 @@ class BiasedLinear(nn.Linear):
         return _LinearInside.apply(x.to(dtype), self.weight.to(dtype), self.bias.to(dtype))
 
 
+class Cast:
+    """A frozen tensor in the type that products are computed in: cast once, and again only when it has changed."""
+
+    def __init__(self) -> None:
+        self._key: tuple[Any, ...] = ()
+        self._made: Tensor | None = None
+
+    def of(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+        """The tensor in that type; itself, where it is of that type already."""
+        if tensor.dtype == dtype:
+            return tensor
+        key = tensor.data_ptr(), tensor._version, tensor.device, dtype
+        if self._made is None or self._key != key:
+            self._key, self._made = key, tensor.detach().to(dtype)
+        return self._made
+
+
 def first_std(inputs: int, dialect: Dialect) -> float:
     """The standard deviation of a fresh weight with that many inputs."""
     return (1.0 if dialect.zero_init else 0.02 * math.sqrt(768)) / math.sqrt(inputs)
@@ -77,7 +94,8 @@ def linear(inputs: int, outputs: int, bias: bool, dialect: Dialect) -> nn.Linear
 def fused_linear(inputs: int, outputs: tuple[int, ...], bias: bool, dialect: Dialect) -> nn.Linear:
     """Several layers of the same input as one; Muon reads from `weight.blocks` that they are matrices of their own."""
     layer = linear(inputs, sum(outputs), bias, dialect)
-    setattr(layer.weight, "blocks", outputs)  # noqa: B010  a plain assignment is unknown to the type checker
+    for holder in (layer, layer.weight):  # a packed layer has no such weight
+        setattr(holder, "blocks", outputs)  # noqa: B010  a plain assignment is unknown to the type checker
     return layer
 
 

@@ -19,8 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nomoat.core.errors import ConfigError
+from nomoat.core.family import Family
 from nomoat.core.types import Batch
 from nomoat.nn.layer import PrePart, Skip
+from nomoat.nn.lora import merged
 from nomoat.nn.memory import AttentionMemory, Memory
 from nomoat.nn.packed import Packed, PackedEmbedding, PackedLinear, pack_
 
@@ -122,7 +124,7 @@ def quickest(model: Any, bits: int | None = None, threads: int | None = None) ->
     """The fastest `Decodes` that a model has here: native code where that can be, else the model itself.
 
     Args:
-        model: a family in eval mode; its own weights are changed to those asked for.
+        model: a family in eval mode; its own weights are changed to those asked for, an adapter worked into them.
         bits: 32 or 16 (floats), 8 or 4 (packed on the way in); None: packed weights as they are, floats in 16 where
             native code reads them, else as they are.
         threads: of native code; None: as many as torch uses.
@@ -130,6 +132,7 @@ def quickest(model: Any, bits: int | None = None, threads: int | None = None) ->
     Raises:
         ConfigError: such weights cannot be had of this model.
     """
+    model = merged(model) if isinstance(model, Family) else model
     stored = getattr(model.config, "bits", 16)
     if not hasattr(model, "stack"):
         if bits is not None:

@@ -55,11 +55,12 @@ class _RootMeanSquare(torch.autograd.Function):
         if torch.is_grad_enabled():
             return derivable(plain_rms_norm, (x, weight_D, ctx.epsilon), (grad,))
         width, grad = x.shape[-1], grad.contiguous()
+        wanted = [True, ctx.needs_input_grad[1], False]
         grad_x, grad_weight_D, _ = torch.ops.aten.native_layer_norm_backward(
-            grad, x, [width], torch.zeros_like(inverse), inverse, weight_D, None, [True, True, False]
+            grad, x, [width], torch.zeros_like(inverse), inverse, weight_D, None, wanted
         )
         row = torch.mv(grad.view(-1, width), weight_D).view(inverse.shape)
-        return grad_x.add_(row * inverse, alpha=1 / width), grad_weight_D, None
+        return grad_x.add_(row * inverse, alpha=1 / width), grad_weight_D if wanted[1] else None, None
 
 
 class RMSNorm(nn.Module):

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nomoat.core.errors import ConfigError
+from nomoat.nn.scene import working_dtype
 
 GROUP, LANES = 32, 16
 OFFSETS = {8: 128, 4: 8}
@@ -131,8 +132,27 @@ class Packed(nn.Module):
         return product(self, x)
 
 
+class _Through(torch.autograd.Function):
+    """x W^T with the weights unpacked for it, and again for the gradient of x: they are never kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, matrix: Packed) -> Tensor:
+        ctx.matrix = matrix
+        return F.linear(x, matrix.weight().to(x.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad @ ctx.matrix.weight().to(grad.dtype), None
+
+
 class PackedLinear(nn.Module):
-    """Stands in a linear layer's place: x W^T + b with packed weights; no gradient."""
+    """Stands in a linear layer's place: x W^T + b with packed weights.
+
+    `exact` takes the very weights that the packed ones stand for, in x's dtype, and hands a gradient on to x; else x is
+    rounded to bytes, and there is no gradient.
+    """
+
+    exact = False
 
     def __init__(self, outputs: int, inputs: int, bits: int, bias: bool) -> None:
         super().__init__()
@@ -141,6 +161,10 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., inputs] to [..., outputs] in x's dtype."""
+        if self.exact:
+            low = x.to(working_dtype(x))
+            y = _Through.apply(low, self.matrix)
+            return y if self.bias is None else y + self.bias.to(y.dtype)
         y = self.matrix.multiply(x)
         return (y if self.bias is None else y + self.bias.float()).to(x.dtype)
 
@@ -180,6 +204,7 @@ def pack_(model: Model, bits: int) -> Model:
         packed: Any = PackedEmbedding(outputs, inputs, bits)
         if isinstance(module, nn.Linear):
             packed = PackedLinear(outputs, inputs, bits, module.bias is not None)
+            packed.blocks = getattr(module, "blocks", (outputs,))
         if not module.weight.is_meta:
             packed.matrix.fill(module.weight.detach())
             if getattr(packed, "bias", None) is not None:

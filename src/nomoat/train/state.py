@@ -73,7 +73,7 @@ class State:
         Raises:
             CheckpointError: the disk is full or broken; the last good checkpoint is still there.
         """
-        weights = self.family.state_dict()
+        weights = self.family.kept()
         groups = {"weights": weights, "optimizer": self._optimizers()}
         if self.slow is not None:
             groups["ema"] = {**weights, **self._slow_names(self.slow)}
@@ -89,7 +89,7 @@ class State:
             CheckpointError: it does not fit the recipe.
         """
         try:
-            self.family.load_state_dict(checkpoint.read(path, "weights"))
+            self.family.take(checkpoint.read(path, "weights"))
         except RuntimeError as error:
             raise CheckpointError(
                 f"the weights of {path.name} do not fit the model of the recipe",
@@ -113,11 +113,11 @@ class State:
     def thrown_away(self) -> Iterator[None]:
         """Whatever is trained within is undone bit for bit. Movers and slow copy must be prepared anew afterwards."""
         step = self.step
-        before = {name: value.detach().clone() for name, value in self.family.state_dict().items()}
+        before = {name: value.detach().clone() for name, value in self.family.kept().items()}
         try:
             yield
         finally:
-            self.family.load_state_dict(before)
+            self.family.take(before)
             self.movers, self.slow, self.step = {}, None, step
 
     @contextmanager

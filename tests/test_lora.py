@@ -1,0 +1,153 @@
+"""Low-rank adapters: what they compute and how they learn, against the same products written out densely."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.testing import assert_close
+
+from nomoat.families.lm import LM
+from nomoat.nn import dialect as dialects
+from nomoat.nn.backbone import Backbone
+from nomoat.nn.lora import Adapted, LoRA, adapted_layers, merged
+from nomoat.nn.packed import PackedLinear, pack_
+
+USUAL = LoRA(4)
+MIXERS = ("attention", "mamba", ("attention", "mamba"))
+
+
+def model(mixers="attention", dialect=dialects.OURS, bits=16, seed=0, **more):
+    """A tiny language model, all of whose parts show in its output."""
+    config = LM(
+        33, 12, Backbone(width=32, depth=2, heads=2, mixers=mixers, dialect=dialect, positions_length=12, **more)
+    )
+    torch.manual_seed(seed)
+    family = stirred(config.build({}), seed)
+    if bits < 16:
+        family = pack_(family, bits)
+        family.config = replace(config, bits=bits)
+    return family
+
+
+def stirred(family, seed=1):
+    """Every number that learns, moved a little: B is zero at the start."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in family.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return family
+
+
+def mean(family, batch=None):
+    loss = family.loss(family.example(4) if batch is None else batch)
+    return loss.total / loss.count
+
+
+def gradients(family, batches=None):
+    family.zero_grad()
+    losses = [family.loss(batch) for batch in batches or [family.example(4)]]
+    (sum(loss.total for loss in losses) / sum(loss.count for loss in losses)).backward()
+    return {name: p.grad.clone() for name, p in family.named_parameters() if p.grad is not None}
+
+
+def near(found, wanted, tolerance=1e-5):
+    assert ((found - wanted).norm() / wanted.norm()).item() <= tolerance
+
+
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("bits", [16, 8, 4])
+@pytest.mark.parametrize("mixers", MIXERS)
+def test_at_the_start_it_is_its_base(mixers, bits, dora):
+    family = model(mixers, bits=bits)
+    batch = family.example(4)
+    if bits == 16:
+        before = family.score(batch)
+    else:  # packed layers round x to bytes unless they are adapted
+        before = dequantised(family).score(batch)
+    LoRA(4, dora=dora).apply(family)
+    assert_close(family.score(batch), before, rtol=0, atol=0 if bits == 16 and not dora else 1e-5)
+
+
+def dequantised(family):
+    """The float model that a packed one stands for."""
+    plain = copy.deepcopy(family)
+    LoRA(1).apply(plain)
+    return merged(plain)
+
+
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("blocks", [(12,), (8, 4, 4), (8, 8)])
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_gradient_is_that_of_the_same_product_written_densely(blocks, bias, dora):
+    torch.manual_seed(0)
+    base = nn.Linear(10, sum(blocks), bias=bias)
+    base.blocks = blocks
+    layer = stirred(Adapted(base.requires_grad_(False), LoRA(3, 5.0, dora=dora)))
+    x = torch.randn(2, 7, 10, requires_grad=True)
+    aim = torch.randn(2, 7, sum(blocks))
+    found = torch.autograd.grad((layer(x) * aim).sum(), [x, *(p for p in layer.parameters() if p.requires_grad)])
+
+    a, b = layer.a.detach().requires_grad_(), layer.b.detach().requires_grad_()
+    rows = zip(a.split(3), b.split(blocks), strict=True)
+    weight = base.weight + 5 / 3 * torch.cat([part_b @ part_a for part_a, part_b in rows])
+    learned = [a, b]
+    if dora:
+        m = layer.magnitude.detach().requires_grad_()
+        weight = m[:, None] * weight / weight.norm(dim=1, keepdim=True).detach()
+        learned.append(m)
+    wanted = torch.autograd.grad((F.linear(x, weight, base.bias) * aim).sum(), [x, *learned])
+    for one, other in zip(found, wanted, strict=True):
+        near(one, other)
+    near(layer.whole(), weight)
+
+
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_packed_base_learns_as_its_dequantised_weights_do(bits, dora):
+    family = model(bits=bits)
+    plain = dequantised(family)
+    lora = LoRA(4, dora=dora)
+    lora.apply(family)
+    lora.apply(plain)
+    stirred(family), plain.take(family.kept())
+    assert plain.config.bits == 16 and not plain.kept().keys() ^ family.kept().keys()
+    near(mean(family), mean(plain))
+    found, wanted = gradients(family), gradients(plain)
+    assert found.keys() == wanted.keys()
+    for name, grad in wanted.items():
+        near(found[name], grad)
+
+
+@pytest.mark.parametrize("targets", [("qkv",), ("down",), ("out", "up")])
+def test_a_gradient_goes_through_packed_layers_that_are_not_adapted(targets):
+    family = model(bits=8)
+    plain = dequantised(family)
+    for each in (family, plain):
+        LoRA(2, targets=targets).apply(each)
+    stirred(family), plain.take(family.kept())
+    wanted = gradients(plain)
+    assert len(wanted) == 4 * len(targets)
+    for name, grad in gradients(family).items():
+        near(grad, wanted[name])
+
+
+@pytest.mark.parametrize("dialect", [dialects.OURS, dialects.GPT2, dialects.QWEN2])
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("bits", [16, 8])
+@pytest.mark.parametrize("mixers", MIXERS)
+def test_merged_it_says_the_same(mixers, bits, dora, dialect):
+    family = stirred(LoRA(4, dora=dora).apply(model(mixers, dialect, bits)))
+    batch = family.example(4)
+    before = family.score(batch)
+    plain = merged(family.eval())
+    assert plain.config.bits == 16 and not plain.shared and not adapted_layers(plain)
+    assert not any(isinstance(module, PackedLinear) for module in plain.modules())
+    near(plain.score(batch), before)
+    assert plain.state_dict().keys() == replace(plain.config).build({}).state_dict().keys()
+    assert merged(plain) is plain
