@@ -97,8 +97,7 @@ class Pairs:
             raise ConfigError(f"there is no file or folder {source}", "", "name one with pairs of answers")
         run = Run.open(self.model)
         files = [found for found in walk(source) if isinstance(found, Found)]
-        model = self.model.pinned() if hasattr(self.model, "pinned") else self.model
-        asked = [str(model), self.context_length, self.single, self.licence, [(f.shown, digest(f.path)) for f in files]]
+        asked = [str(self.model.pinned()), self.context_length, self.single, self.licence, [(f.shown, digest(f.path)) for f in files]]
         request = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
         folder = root / f"{source.name.split('.')[0]}-pairs-{request[:8]}"
         if not (folder / NAME).is_file():

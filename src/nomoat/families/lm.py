@@ -129,8 +129,8 @@ class LanguageModel(Family):
         """Log-probability [B, L] in nats of tokens[:, 1:]; 0 where the mask is False."""
         counted_BL, x_BLD = batch["mask"][:, 1:], self.trunk(batch)
         targets_N = batch["tokens"][:, 1:][counted_BL]  # an answer is often a small part of its row
-        logp_N = log_probabilities(x_BLD[counted_BL], self.table, targets_N, self.soft_cap)
-        return logp_N.new_zeros(counted_BL.shape).masked_scatter(counted_BL, logp_N)
+        logp_1N = log_probabilities(x_BLD[counted_BL][None], self.table, targets_N[None], self.soft_cap)
+        return logp_1N.new_zeros(counted_BL.shape).masked_scatter(counted_BL, logp_1N)
 
     def encode(self, batch: Batch) -> Tensor:
         """The mean [B, D] of the stack's output over the tokens under `mask` [B, L]."""
