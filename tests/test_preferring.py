@@ -113,7 +113,7 @@ def test_single_answers_are_good_or_bad(label, good):
         ({"prompt": "a?", "chosen": "b", "rejected": [{"role": "user", "content": "c"}]}, "a missing side"),
         ({"prompt": "a?", "completion": "b", "label": "meh"}, "a label that is neither good nor bad"),
         ({"prompt": "a?", "completion": "b", "label": None}, "a label that is neither good nor bad"),
-        ({"messages": [{"role": "user", "content": "a?"}]}, "no pair in it"),
+        ({"messages": [{"role": "user", "content": "a?"}]}, "a conversation without a second side"),
         ({"chosen": "b", "rejected": "c"}, "no prompt"),
         ({"prompt": [{"role": "wizard", "content": "a"}], "chosen": "b", "rejected": "c"}, "unknown role"),
         ({"instruction": "a?", "baseline": "b", "candidate": "c", "preference": 1.5}, "no side is preferred"),
@@ -169,13 +169,13 @@ def test_what_the_model_lacks_is_said(base, tmp_path):
     path = write(tmp_path / "p.jsonl", rows())
     with pytest.raises(ConfigError, match="no file or folder"):
         preferring.prefer(base, tmp_path / "none.jsonl")
-    with pytest.raises(ConfigError, match="no way `dop`.*dpo"):
+    with pytest.raises(ConfigError, match=r"no way `dop`"):
         preferring.prefer(base, path, by="dop")
     with pytest.raises(ConfigError, match="no field"):
         preferring.prefer(base, path, changes=["family.betta=1"])
     made = preferring.prefer(base, path, by="reward", budget="1steps", changes=FAST)
-    with pytest.raises(ConfigError, match="cannot score|first"):
-        Pairs(str(path), Ref(made.name), 96).prepare(tmp_path / "other") and preferring.prefer(made, path, changes=FAST)
+    with pytest.raises(ConfigError, match="no log-probability"):
+        preferring.prefer(made, path, changes=FAST)
     (base.path / "tokenizer.json").unlink()
     with pytest.raises(ConfigError, match="no tokenizer"):
         prepared(base, path)
@@ -251,7 +251,7 @@ def test_the_losses_are_the_papers_formulas(drawn, beta):
     reference_B2 = torch.tensor([row[2:] for row in drawn], dtype=torch.float64)
     good_B = torch.arange(len(drawn)) % 2 == 0
     config = KTO(beta=beta, good=1.5)
-    kto_B = answer_losses((logp_B2 - reference_B2)[:, 0], torch.tensor(0.5).double(), good_B, config)
+    kto_B = answer_losses((logp_B2 - reference_B2)[:, 0], torch.full((len(drawn),), 0.5).double(), good_B, config)
     dpo_B, orpo_B = pair_losses(logp_B2, reference_B2, beta)[0], odds_losses(logp_B2 / 10)[0]
     for place, (chosen, rejected, c_before, r_before) in enumerate(drawn):
         margin = beta * ((chosen - c_before) - (rejected - r_before))

@@ -149,6 +149,10 @@ def resume(run: Run | Path | str, device: str = "auto", watch: Watch | None = No
         raise RunError(f"{opened.name} was never trained here", absent, "generate, evaluate or export it")
     if opened.status == "done" and (not making.is_made(opened) or opened.read_json("report.json")):
         return opened
+    if hasattr(opened.recipe.family, "policy"):
+        from nomoat.preferring import ended as preferred
+
+        return preferred(opened, device, watch)
     ended = making.made if making.is_made(opened) else making.trained
     return ended(opened, device, watch)
 

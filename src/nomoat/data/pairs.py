@@ -36,7 +36,7 @@ from nomoat.data.document import Document, Dropped
 from nomoat.data.licence import LicenceFinder
 from nomoat.data.manifest import DROPPED, NAME, Manifest, changed, digest
 from nomoat.data.order import Order
-from nomoat.data.preference import Messages, preference
+from nomoat.data.preference import CONVERSATION, Messages, preference
 from nomoat.data.readers import Found, losses, walk
 from nomoat.data.streams import UnreadableError
 from nomoat.data.tokenizer import Tokenizer
@@ -97,7 +97,8 @@ class Pairs:
             raise ConfigError(f"there is no file or folder {source}", "", "name one with pairs of answers")
         run = Run.open(self.model)
         files = [found for found in walk(source) if isinstance(found, Found)]
-        asked = [str(self.model.pinned()), self.context_length, self.single, self.licence, [(f.shown, digest(f.path)) for f in files]]
+        asked: list[Any] = [str(self.model.pinned()), self.context_length, self.single, self.licence]
+        asked.append([(found.shown, digest(found.path)) for found in files])
         request = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
         folder = root / f"{source.name.split('.')[0]}-pairs-{request[:8]}"
         if not (folder / NAME).is_file():
@@ -217,10 +218,10 @@ class Scored:
             return
         place = machine.choose()
         model: Any = load(run).to(place)
-        if not isinstance(model, Scores):
-            raise ConfigError(
-                f"{run.name} cannot score", "it gives no log-probability of a text", "name a language model"
-            )
+        one = {name: tensor[:1, 0].to(place) for name, tensor in self.batch(np.arange(1)).items() if tensor.ndim > 1}
+        if not isinstance(model, Scores) or model.score(one).shape[-1] < 2:
+            why = "it gives no log-probability of each token"
+            raise ConfigError(f"{run.name} cannot score an answer", why, "name a language model")
         if watch is not None:
             watch({"kind": "phase", "phase": "reference", "detail": "log-probabilities before training"})
         with machine.autocast(place, "bf16" if machine.bf16_is_faster(place, SCORED_TOKENS, 512).yes else "fp32"):
@@ -332,7 +333,7 @@ class _Writing:
         counted = Counter(item.reason for item in self.dropped).most_common(5)
         why = ", ".join(f"{count:,} x {reason}" for reason, count in counted) or "there are no rows"
         if len({item.prompt for item in found}) < 2:
-            told = any("conversations" in item.detail or "output" in item.detail for item in self.dropped)
+            told = any(item.reason == CONVERSATION for item in self.dropped)
             raise DataError(
                 f"there is nothing to prefer in {self.data.source}",
                 why if not found else "all rows have the same prompt, so that none can be held out",

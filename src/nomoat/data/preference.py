@@ -13,9 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nomoat.data.conversations import ROLES, _checked
+from nomoat.data.conversations import ROLES, _checked, _form
 from nomoat.data.streams import UnreadableError
 
+CONVERSATION = "a conversation without a second side"
 ANSWERS = ("completion", "response", "answer", "output")
 LABELS = {
     **dict.fromkeys(("good", "true", "1", "desirable"), True),
@@ -62,7 +63,8 @@ def preference(row: Mapping[str, Any]) -> Preference:
         return Preference(_prompt(row, before), chosen, rejected)
     answer = next((name for name in ANSWERS if row.get(name)), None)
     if answer is None or "label" not in row:
-        raise UnreadableError("no pair in it", f"its columns are {', '.join(map(str, row))[:200]}")
+        reason = CONVERSATION if _form(row) else "no pair in it"
+        raise UnreadableError(reason, f"its columns are {', '.join(map(str, row))[:200]}")
     good = LABELS.get(str(row["label"]).strip().lower())
     if good is None:
         raise UnreadableError("a label that is neither good nor bad", repr(row["label"])[:40])
