@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -273,7 +274,7 @@ def test_the_product_is_what_it_wraps(config):
     other.take(family.kept())
     batch = family.draw(family.example(4), torch.Generator())
     assert torch.equal(other.loss(batch).total, family.loss(batch).total)
-    assert float(family.loss(batch).total / 4) == pytest.approx(family.first_loss(batch), rel=1e-5)
+    assert family.loss(batch).total.item() / 4 == pytest.approx(family.first_loss(batch), rel=1e-5)
 
 
 @pytest.mark.parametrize("config", [{"beta": 0}, {"beta": -1.0}])
@@ -338,21 +339,16 @@ def test_an_adapter_learns_as_well(base, tmp_path, by):
 
 def test_a_killed_run_goes_on_to_the_same_end(base, tmp_path):
     path = write(tmp_path / "p.jsonl", rows())
-    whole = preferring.prefer(base, path, "dpo", None, "8steps", FAST)
-    broken = preferring.prefer(base, path, "dpo", None, "4steps", FAST)
-    longer = replace(broken.recipe, budget=Budget.parse("8steps"))
-    again = Run.create(None, "again", longer)
-    for step in (4,):
-        tensors = {group: checkpoint.read(found.path, group) for group in ("weights", "optimizer")
-                   if (found := checkpoint.latest(broken.checkpoints))}  # fmt: skip
-        checkpoint.save(again.checkpoints, step, tensors, checkpoint.state(checkpoint.latest(broken.checkpoints).path))
-    for line in whole.decisions():
-        again.decide(line["name"], line["value"], line["step"], line["why"])
-    again.mark("stopped")
-    resumed = nomoat.resume(again)
-    assert (resumed.path / "report.txt").exists()
+    whole = preferring.prefer(base, path, "dpo", None, "8steps", (*FAST, "keep_every_seconds=0"))
+    copied = Run.open(shutil.copytree(whole.path, whole.path.with_name("2026-01-01-copied-00000000")))
+    shutil.rmtree(copied.checkpoints / "step-8")
+    assert checkpoint.latest(copied.checkpoints).step == 7
+    (copied.path / "report.txt").unlink()
+    copied.mark("stopped")
+    resumed = nomoat.resume(copied)
     ours, theirs = load(resumed).state_dict(), load(whole).state_dict()
-    assert all(ours[name].shape == theirs[name].shape for name in theirs)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert (resumed.path / "report.txt").read_text() == (whole.path / "report.txt").read_text()
 
 
 def test_a_bag_of_words_finds_a_style_and_no_meaning():
@@ -371,16 +367,16 @@ def test_it_is_said_when_the_chosen_answers_become_less_likely():
     assert fell.after.value == 1.0 and fell.margin == 8.0
     assert "less likely" in fell.as_text() and "less likely" in fell.as_markdown()
     rose = preferred("p", couples, before, after + 2, Share(0.99, 0.9, 1.0))
-    assert "less likely" not in rose.as_text() and "differ in style" in rose.as_text()
+    assert len(rose.warnings) == 1 and "differ in style" in rose.as_text()
 
 
-def test_the_command_ends_with_one_object(base, tmp_path, capsys):
+def test_the_command_ends_with_one_object(base, tmp_path, capfd):
     from nomoat.cli.entry import main
 
     path = write(tmp_path / "p.jsonl", rows())
     words = ["prefer", base.name, str(path), "--budget", "2steps", "--beta", "0.2", "--set", "precision=fp32", "--json"]
     assert main(words) == 0
-    last = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    last = json.loads(capfd.readouterr().out.strip().splitlines()[-1])
     assert last["report"]["couples"] == 4 and Path(last["run"]).is_dir()
     assert Run.open(last["run"]).recipe.family.beta == 0.2
     assert CliRunner().invoke(command, [base.name, str(path), "--full", "--lora", "4"], obj=Lines()).exit_code == 2

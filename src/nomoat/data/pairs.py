@@ -104,8 +104,10 @@ class Pairs:
         if not (folder / NAME).is_file():
             _Writing(self, run, folder, files, watch).run(request)
         made = Manifest.load(folder)
-        if watch is not None and (said := made.left_out(folder)):
-            watch({"kind": "warning", "text": said})
+        cut = made.settings["cut"]
+        words = [made.left_out(folder), f"{cut:,} answers are cut at {self.context_length:,} tokens." if cut else ""]
+        if watch is not None and any(words):
+            watch({"kind": "warning", "text": " ".join(filter(None, words))})
         ready = replace(self, folder=str(folder), id=made.id)
         if self.scored:
             Scored(ready).write(run, watch)
@@ -350,7 +352,7 @@ class _Writing:
 
     def _arrays(self, items: list[_Item]) -> tuple[list[_Item], NDArray[np.bool_]]:
         """Write the tokens; returns the items and which are held out."""
-        items.sort(key=lambda item: item.prompt)  # by contents: the order of the rows changes nothing
+        items.sort(key=lambda item: (item.prompt, item.ids))  # by contents: the order of the rows changes nothing
         prompts = sorted({item.prompt for item in items})
         last = prompts[max(1, len(prompts) // HELD_OUT) - 1]
         held = np.array([item.prompt <= last for item in items])
