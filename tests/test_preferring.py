@@ -306,7 +306,7 @@ def test_a_preference_tuned_model_is_a_language_model_again(base, tmp_path, by):
     told = []
     run = preferring.prefer(base, write(tmp_path / "p.jsonl", rows()), by, None, "60steps", FAST, watch=told.append)
     report = run.read_json("report.json")
-    assert report["after"]["value"] == 1.0 and report["gained"]["value"] == 1.0 and report["margin"] > 3
+    assert report["reward"]["value"] == 1.0 and report["after"]["value"] == 1.0 and report["margin"] > 3
     assert {"score", "step"} <= {event["kind"] for event in told}
     model = load(run)
     assert isinstance(model, LanguageModel) and model.config == base.recipe.family
@@ -322,7 +322,7 @@ def test_a_preference_tuned_model_is_a_language_model_again(base, tmp_path, by):
 
 def test_a_reward_model_is_learned_and_kept(base, tmp_path):
     run = preferring.prefer(base, write(tmp_path / "p.jsonl", rows()), "reward", None, "60steps", FAST)
-    assert run.read_json("report.json")["after"]["value"] == 1.0
+    assert run.read_json("report.json")["reward"]["value"] == 1.0
     assert isinstance(load(run), RewardModel)
     before, after = load(base).state_dict(), load(run).policy.state_dict()
     assert before.keys() == after.keys()
@@ -331,7 +331,7 @@ def test_a_reward_model_is_learned_and_kept(base, tmp_path):
 @pytest.mark.parametrize("by", ["dpo", "reward"])
 def test_an_adapter_learns_as_well(base, tmp_path, by):
     run = preferring.prefer(base, write(tmp_path / "p.jsonl", rows()), by, 4, "60steps", FAST)
-    assert run.read_json("report.json")["after"]["value"] > 0.7
+    assert run.read_json("report.json")["reward"]["value"] > 0.7
     sizes = [(each.path / "checkpoints") for each in (base, run)]
     small, large = (sum(file.stat().st_size for file in path.rglob("weights.safetensors")) for path in sizes[::-1])
     assert small < large
@@ -364,9 +364,9 @@ def test_it_is_said_when_the_chosen_answers_become_less_likely():
     before = np.full(40, -10.0, dtype=np.float32)
     after = before - np.tile([1.0, 9.0], 20).astype(np.float32)
     fell = preferred("p", couples, before, after, Share(0.5, 0.4, 0.6))
-    assert fell.after.value == 1.0 and fell.margin == 8.0
+    assert fell.reward.value == 1.0 and fell.before.value == 0.5 and fell.margin == 8.0
     assert "less likely" in fell.as_text() and "less likely" in fell.as_markdown()
-    rose = preferred("p", couples, before, after + 2, Share(0.99, 0.9, 1.0))
+    rose = preferred("p", couples, before, after + 2, Share(1.0, 0.9, 1.0))
     assert len(rose.warnings) == 1 and "differ in style" in rose.as_text()
 
 

@@ -150,9 +150,7 @@ def resume(run: Run | Path | str, device: str = "auto", watch: Watch | None = No
     if opened.status == "done" and (not making.is_made(opened) or opened.read_json("report.json")):
         return opened
     if hasattr(opened.recipe.family, "policy"):
-        from nomoat.preferring import ended as preferred
-
-        return preferred(opened, device, watch)
+        return import_module("nomoat.preferring").ended(opened, device, watch)
     ended = making.made if making.is_made(opened) else making.trained
     return ended(opened, device, watch)
 

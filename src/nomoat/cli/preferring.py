@@ -16,7 +16,7 @@ from nomoat.cli.output import Output
 
 @click.command()
 @click.argument("model")
-@click.argument("pairs", type=click.Path(exists=True))
+@click.argument("pairs")
 @click.option("--by", metavar="dpo|orpo|kto|reward", default="dpo", help="Which loss. [dpo]")
 @click.option("--lora", type=click.IntRange(1), metavar="RANK", help="Train an adapter of this rank.")
 @click.option("--full", is_flag=True, help="Train all weights. [unless --lora]")

@@ -51,20 +51,21 @@ class Preferred:
     Args:
         source: the pairs.
         couples: how many were compared.
-        after: how often the better answer is the likelier one (a reward model: has the higher reward).
-        before: the same before training; None of a reward model.
-        gained: how often the better answer has gained more than the worse; None of a reward model.
+        reward: how often the better answer has the higher reward: a reward model's, or what an answer has gained in
+            log-probability over the model before training (the reward that the losses speak of).
+        before: how often the better answer was the likelier one before training; None of a reward model.
+        after: the same after it: where one side is longer by habit, far more has to change for this than for `reward`.
         words: a bag of words, trained on the same rows.
-        margin: how much more the better answer has gained, in nats (a reward model: the difference of rewards).
+        margin: the mean difference of the rewards.
         chosen: log-probability of the better answers in nats an answer, before and after; None of a reward model.
         change: the mean of its change.
     """
 
     source: str
     couples: int
-    after: Share
+    reward: Share
     before: Share | None
-    gained: Share | None
+    after: Share | None
     words: Share
     margin: float
     chosen: tuple[float, float] | None
@@ -80,7 +81,7 @@ class Preferred:
                 f"{-self.change.high:.2f} to {-self.change.low:.2f}): the model moves away from both sides. Raise "
                 "--nll, or lower the budget."
             )
-        if self.words.value >= self.after.low:
+        if self.words.value >= self.reward.low:
             said.append(
                 "A bag of words tells the two sides apart about as well: they differ in style, and this figure says "
                 "little of what else was learned."
@@ -89,10 +90,13 @@ class Preferred:
 
     def rows(self) -> list[tuple[str, str]]:
         """Name and figure of each line."""
-        shown = [("before", self.before), ("after", self.after), ("a bag of words", self.words)]
+        shown = [
+            ("before: the likelier one", self.before),
+            ("after: the likelier one", self.after),
+            ("after: the higher reward", self.reward),
+            ("a bag of words", self.words),
+        ]
         lines = [(name, _percent(share)) for name, share in shown if share is not None]
-        if self.gained is not None:
-            lines.append(("gained more than the other", _percent(self.gained)))
         lines.append(("margin", f"{self.margin:+.2f}"))
         if self.chosen is not None and self.change is not None:
             change = f"{self.change.value:+.2f}, 95 %: {self.change.low:+.2f} to {self.change.high:+.2f}"
@@ -136,8 +140,9 @@ def preferred(
     gain_C2 = after_C2 - before_C2
     chosen = (float(before_C2[:, 0].mean()), float(after_C2[:, 0].mean()))
     margin = float((gain_C2[:, 0] - gain_C2[:, 1]).mean())
-    likelier, gained, change = wins(after_C2), wins(gain_C2), Share.of(gain_C2[:, 0])
-    return Preferred(source, len(couples_C2), likelier, wins(before_C2), gained, words, margin, chosen, change)
+    rewards, change = wins(gain_C2), Share.of(gain_C2[:, 0])
+    likelier = wins(before_C2), wins(after_C2)
+    return Preferred(source, len(couples_C2), rewards, *likelier, words, margin, chosen, change)
 
 
 def bag_of_words(

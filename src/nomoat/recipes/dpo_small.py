@@ -11,10 +11,10 @@ from nomoat.families.dpo import DPO
 
 recipe = Recipe(
     about="Direct preference optimization of SmolLM2-135M-Instruct on pairs of answers.",
-    family=DPO(beta=0.1, nll=1.0),
+    family=DPO(beta=0.1, nll=0.2),
     data=Pairs("preferences.jsonl", Ref("smollm2-135m-instruct")),
     start=Ref("smollm2-135m-instruct"),
     budget=Budget.parse("110steps"),
     batch_size=8,
-    optimizer=Optimizer("adamw", adam_learning_rate=1e-5, weight_decay=0.0, warmup=0.1, warmdown=0.9),
+    optimizer=Optimizer("adamw", adam_learning_rate=3e-5, weight_decay=0.0, warmup=0.1, warmdown=0.9),
 )
