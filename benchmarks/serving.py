@@ -1,12 +1,14 @@
 """The engine and the server: prefix reuse, speculation, memory, and many clients beside llama.cpp's server.
 
-    python benchmarks/serving.py prefix|lookup|memory|clients [--gguf FILE] [--llama FOLDER] [--rounds 5]
+    python benchmarks/serving.py prefix|lookup|memory|clients|overhead [--gguf FILE] [--llama FOLDER] [--rounds 5]
 
 prefix: seconds to the first token of a 1,000-token prompt, read before / new; SmolLM2's shape and a hybrid of it.
 lookup: new tokens a second with and without drafts by n-gram lookup, batch 1: stories of `tinystories-char105`, and
 SmolLM2 (FILE) quoting a text with one word corrected.
 memory: FILE read, packed in 8 bits, and decoded with, in a process of its own: most bytes above one with torch alone.
-clients: 32 clients stream from SmolLM2 at once, one light client program for both servers; and the bare engine.
+clients: 32 clients stream from SmolLM2 at once, one light client program for both servers.
+overhead: 8 texts at once from SmolLM2 in 8 bits, 128 tokens each: streamed by the server to 8 clients of that program,
+and by the bare engine in a process that does nothing else; seconds of the server / of the engine.
 """
 
 from __future__ import annotations
@@ -132,7 +134,7 @@ if len(sys.argv) > 1:
     run = nomoat.import_model(sys.argv[1], root=sys.argv[2], dtype="q8")
     model = quickest(load(run))
     memory = model.memory(1, 512)
-    model.decode(torch.ones(1, 128, dtype=torch.int64), memory, [0])
+    model.decode(torch.ones(1, 128, dtype=torch.int64), memory, [0], last=True)
     for _ in range(64):
         model.decode(torch.ones(1, 1, dtype=torch.int64), memory, [0])
     held = sum(t.nbytes for t in (*model.model.parameters(), *model.model.buffers()))
@@ -201,9 +203,50 @@ def clients(rounds: int, gguf: Path, llama: Path, work: Path, count: int = 32, n
     return {"tokens_per_second": {n: spread(v) for n, v in rates.items()}, "ratio": spread([a / b for a, b in pairs])}
 
 
+def bare(model: Any, prompts: list[list[int]], new: int) -> float:
+    """Tokens a second of an engine alone, all prompts at once."""
+    events: queue.Queue[Any] = queue.Queue()
+    with Engine(model, slots=len(prompts), draft=NgramDrafts()) as engine:
+        start = time.perf_counter()
+        for prompt in prompts:
+            engine.submit(Ask(tuple(prompt), SamplingOptions(temperature=0, max_tokens=new)), events.put)
+        count = ended = 0
+        while ended < len(prompts):
+            event = events.get()
+            count, ended = count + (event.token is not None), ended + bool(event.finish)
+        return count / (time.perf_counter() - start)
+
+
+def overhead(rounds: int, gguf: Path, work: Path, count: int = 8, new: int = 128) -> dict[str, Any]:
+    small = nomoat.import_model(gguf, root=work / "runs", dtype="q8")
+    tokenizer: Any = spelling(small)
+    prompts = [f"Story number {number}. Once upon a time there was" for number in range(count)]
+    ids = [[*tokenizer.begin, *map(int, tokenizer.encode(prompt))] for prompt in prompts]
+    model = quickest(load(small))
+    bare(model, ids, 8)
+    words = [sys.executable, "-m", "nomoat.cli", "serve", str(small.path), "--port", "8101", "--slots", str(count)]
+    rates: dict[str, list[float]] = {"engine": [], "server": []}
+
+    async def all_at_once() -> int:
+        return sum(await asyncio.gather(*(stream(8101, prompt, new) for prompt in prompts)))
+
+    with listening(words, 8101):
+        for _ in range(rounds):
+            rates["engine"].append(bare(model, ids, new))
+            start = time.perf_counter()
+            found = asyncio.run(all_at_once())
+            rates["server"].append(found / (time.perf_counter() - start))
+            assert found >= count * new, found
+    pairs = zip(rates["engine"], rates["server"], strict=True)
+    return {
+        "tokens_per_second": {name: spread(found) for name, found in rates.items()},
+        "seconds, server / engine": spread([engine / server for engine, server in pairs]),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("prefix", "lookup", "memory", "clients"))
+    parser.add_argument("what", choices=("prefix", "lookup", "memory", "clients", "overhead"))
     parser.add_argument("--gguf", type=Path)
     parser.add_argument("--llama", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
@@ -216,6 +259,8 @@ def main() -> None:
             figures = lookup(chosen.rounds, chosen.gguf, work)
         elif chosen.what == "memory":
             figures = memory(chosen.gguf)
+        elif chosen.what == "overhead":
+            figures = overhead(chosen.rounds, chosen.gguf, work)
         else:
             figures = clients(chosen.rounds, chosen.gguf, chosen.llama, work)
     record(f"serving_{chosen.what}", figures)

@@ -125,7 +125,7 @@ class Checked:
     def begin(self, batch, memory, slots):
         pass
 
-    def decode(self, tokens_BL, memory, slots):
+    def decode(self, tokens_BL, memory, slots, last=False):
         logits_BLV = self.model.decode(tokens_BL, memory.inner, slots)
         length = tokens_BL.shape[1]
         self.calls.append((len(slots), length))
@@ -135,7 +135,7 @@ class Checked:
             assert memory.inner.lengths[slot] == len(self.texts[slot]) <= self.config.context_length
             apart = (logits_BLV[row] - self.alone(tuple(self.texts[slot]))[-length:]).abs().max()
             self.worst = max(self.worst, float(apart))
-        return logits_BLV
+        return logits_BLV[:, -1:] if last else logits_BLV
 
     def alone(self, text):
         """The logits [L, V] of a text, read in one call by itself."""

@@ -63,7 +63,7 @@ class Markov:
     def begin(self, batch, memory, slots):
         pass
 
-    def decode(self, tokens_BL, memory, slots):
+    def decode(self, tokens_BL, memory, slots, last=False):
         self.calls.append((tuple(slots), tokens_BL.shape[1]))
         rows = []
         for tokens, slot in zip(tokens_BL.tolist(), slots, strict=True):
@@ -74,7 +74,8 @@ class Markov:
                 memory.rows[slot].append(token)
                 assert len(memory.rows[slot]) <= memory.length, "more tokens than the memory was made for"
             rows.append(torch.stack(row))
-        return torch.stack(rows).log()
+        logits_BLV = torch.stack(rows).log()
+        return logits_BLV[:, -1:] if last else logits_BLV
 
     def score(self, batch):
         tokens_BL = batch["tokens"]

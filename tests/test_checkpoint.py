@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from nomoat.core import checkpoint
 from nomoat.core.errors import CheckpointError
+from nomoat.core.tensors import _TYPES as TENSOR_TYPES
 
 CALLS = ("write", "fsync", "rename", "mkdir", "open", "unlink", "rmdir")
 
@@ -90,7 +91,7 @@ def test_what_is_saved_is_read_back(tmp_path: Path) -> None:
     assert_whole(path, 7)
 
 
-@pytest.mark.parametrize("dtype", [*checkpoint._TYPES], ids=str)
+@pytest.mark.parametrize("dtype", [*TENSOR_TYPES], ids=str)
 def test_every_type_and_shape_comes_back_bit_by_bit(tmp_path: Path, dtype: torch.dtype) -> None:
     named = {
         "scalar": torch.tensor(1).to(dtype),

@@ -72,6 +72,7 @@ def test_every_command_takes_json_and_computing_ones_a_device():
             "import",
             "export",
             "quantize",
+            "licence",
         ):  # these compute nothing, or on the CPU alone
             assert "--device" in options, verb.name
 

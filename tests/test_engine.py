@@ -250,9 +250,9 @@ class Gate(Chain):
         super().__init__(table, context_length)
         self.steps = threading.Semaphore(0)
 
-    def decode(self, tokens_BL, memory, slots):
+    def decode(self, tokens_BL, memory, slots, last=False):
         assert self.steps.acquire(timeout=10)
-        return super().decode(tokens_BL, memory, slots)
+        return super().decode(tokens_BL, memory, slots, last)
 
 
 def test_a_cancelled_text_ends_within_one_step():
@@ -378,9 +378,10 @@ def test_a_constraint_limits_one_row_and_its_errors_are_its_own():
 
 def test_a_row_that_is_no_number_ends_alone():
     class Broken(Chain):
-        def decode(self, tokens_BL, memory, slots):
-            logits_BLV = super().decode(tokens_BL, memory, slots)
-            return torch.where(tokens_BL[..., None] == 0, math.nan, logits_BLV)
+        def decode(self, tokens_BL, memory, slots, last=False):
+            logits_BLV = super().decode(tokens_BL, memory, slots, last)
+            asked_BL = tokens_BL[:, -1:] if last else tokens_BL
+            return torch.where(asked_BL[..., None] == 0, math.nan, logits_BLV)
 
     model = Broken.random(5, context_length=400, seed=2)
     options = SamplingOptions(max_tokens=40, top_k=3, seed=7)
@@ -399,11 +400,11 @@ def test_an_error_of_the_model_ends_all_and_the_engine_goes_on():
     class Fails(Chain):
         broken = 0
 
-        def decode(self, tokens_BL, memory, slots):
+        def decode(self, tokens_BL, memory, slots, last=False):
             if self.broken:
                 self.broken -= 1
                 raise RuntimeError("out of memory")
-            return super().decode(tokens_BL, memory, slots)
+            return super().decode(tokens_BL, memory, slots, last)
 
     model = Fails.random(5, context_length=4000)
     with Engine(model, slots=3) as engine:

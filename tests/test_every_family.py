@@ -209,3 +209,9 @@ def test_decoding_with_memory_equals_reading_at_once(family):
         logp_BLV = torch.cat(pieces, 1).log_softmax(-1)
     actual_BL = logp_BLV.gather(2, tokens_BL[:, 1:, None])[..., 0]
     torch.testing.assert_close(actual_BL, expected_BL, rtol=1e-4, atol=1e-4)
+    with torch.no_grad():
+        memory = family.memory(2, length)
+        family.begin(batch, memory, [0, 1])
+        lone_B1V = family.decode(tokens_BL[:, :length], memory, [0, 1], last=True)
+    assert lone_B1V.shape[1] == 1, "the last position alone is asked for"
+    torch.testing.assert_close(lone_B1V.log_softmax(-1)[:, 0], logp_BLV[:, -1], rtol=1e-4, atol=1e-4)

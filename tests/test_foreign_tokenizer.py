@@ -249,14 +249,14 @@ class Scripted:
     def memory(self, slots, length):
         return self.inner.memory(slots, length)
 
-    def decode(self, tokens_BL, memory, slots):
+    def decode(self, tokens_BL, memory, slots, last=False):
         import torch
 
         self.prompt = self.prompt or tokens_BL[0].tolist()
         memory.rows[slots[0]] += tokens_BL[0].tolist()
         logits_BLV = torch.zeros(*tokens_BL.shape, self.config.vocab_size)
         logits_BLV[0, -1, self.script[len(memory.rows[slots[0]]) - len(self.prompt)]] = 1
-        return logits_BLV
+        return logits_BLV[:, -1:] if last else logits_BLV
 
 
 @pytest.mark.parametrize("document", [BYTES, MARKS], ids=["bytes", "marks"])

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from nomoat.core.checkpoint import read_later, write_tensors
 from nomoat.core.errors import DataError, NomoatError
 from nomoat.core.run import load
+from nomoat.core.tensors import read_later, write_tensors
 from nomoat.families.lm import LM
 from nomoat.hub import blocks, names
 from nomoat.hub.config import write_config

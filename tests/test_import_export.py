@@ -153,7 +153,7 @@ def test_the_commands(folder, tmp_path, capfd, monkeypatch):
     assert (told["path"], told["to"]) == (str(tmp_path / "out"), "hf")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "generation_config.json",
-        "README.md",
+        "README.md", "NOTICE",
     }  # fmt: skip
     assert {tensor.dtype for tensor in open_weights(tmp_path / "out").values()} == {torch.float16}
     assert main(["export", "told", "--output", "out"]) == 1

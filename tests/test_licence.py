@@ -2,7 +2,6 @@
 
 import json
 import zipfile
-from pathlib import Path
 
 import pytest
 
@@ -11,7 +10,6 @@ from nomoat.data.licence import LicenceFinder, is_licence_file, of_readme
 from nomoat.data.readers import read
 from nomoat.data.spdx import expression, licence_id, licences_of_text
 
-SHARED = Path(__file__).parents[2] / "shared" / "data"
 MIT = """MIT License
 
 Copyright (c) 2020 Ann
@@ -48,7 +46,8 @@ def test_the_order_of_the_sources(tmp_path):
     (tmp_path / "README.md").write_text("# Data\n\nLicense: CC-BY-4.0\n")
     assert found(source)[1] == ("CC-BY-4.0", "README.md, line 3: 'CC-BY-4.0'")
     (tmp_path / "LICENSE").write_text(MIT)
-    assert found(source)[1] == ("MIT", "LICENSE, the text of MIT")
+    both = ("MIT AND CC-BY-4.0", "LICENSE, the text of MIT; README.md, line 3: 'CC-BY-4.0'")
+    assert found(source)[1] == both  # they contradict each other: both are kept
     assert found(source)[2] == ("0BSD", "SPDX header, line 1")
     (tmp_path / "a.jsonl.license").write_text("SPDX-FileCopyrightText: Ann\n\nSPDX-License-Identifier: MPL-2.0\n")
     assert found(source)[1:] == [("MPL-2.0", "a.jsonl.license, SPDX header, line 3")] * 2
@@ -74,16 +73,16 @@ def test_a_header_holds_for_all_pieces_of_a_file(tmp_path):
     assert all(item.licence == expected[item.source] for item in pieces)
 
 
-def test_several_licences_give_none(tmp_path):
+def test_of_several_licences_all_are_kept(tmp_path):
     (tmp_path / "x.txt").write_text("Text.\n")
     (tmp_path / "LICENSE-MIT").write_text(MIT)
     (tmp_path / "LICENSE-APACHE").write_text(APACHE)
     licence, evidence = found(tmp_path / "x.txt")[0]
-    assert licence is None and "LICENSE-MIT, the text of MIT" in evidence and "Apache-2.0" in evidence
+    assert licence == "Apache-2.0 AND MIT" and "LICENSE-MIT, the text of MIT" in evidence and "Apache-2.0" in evidence
     (tmp_path / "LICENSE-MIT").unlink()
     (tmp_path / "LICENSE-APACHE").write_text(APACHE + "\n" + MIT)
     licence, evidence = found(tmp_path / "x.txt")[0]
-    assert licence is None and "which one holds is not said" in evidence
+    assert sorted(licence.split(" AND ")) == ["Apache-2.0", "MIT"] and "all count" in evidence
 
 
 def test_an_unknown_text_is_unknown_and_the_readme_is_asked(tmp_path):
@@ -166,11 +165,12 @@ def test_texts():
         ("- **Licence:** CC-BY-NC-SA-4.0\n", "CC-BY-NC-SA-4.0"),
         ("Licence: MIT (Hendrycks 2021)\n", "MIT"),
         ("Licence: public domain in the USA (boilerplate removed)\n", "LicenseRef-public-domain"),
-        ("Licence: CC-BY-4.0 (data), Apache-2.0 (code)\n", None),
-        ("Licence: CC0-1.0 / MIT\n", None),
+        ("Licence: CC-BY-4.0 (data), Apache-2.0 (code)\n", "CC-BY-4.0"),
+        ("Licence: CC0-1.0 / MIT\n", "CC0-1.0 AND MIT"),
+        ("Licence: CC-BY-4.0 (annotations); each photograph has its own; MIT (repository)\n", None),
         ("Licence: none stated in the repository (its source is published as MIT; not checked)\n", None),
         ("License: see below\n", None),
-        ("License: MIT\n\nThe data is licensed under CC-BY-4.0.\n", None),
+        ("License: MIT\n\nThe data is licensed under CC-BY-4.0.\n", "MIT AND CC-BY-4.0"),
     ],
 )
 def test_readme_lines(text, name):
@@ -186,11 +186,11 @@ def test_names_of_licence_files():
     assert not any(map(is_licence_file, ["license.py", "licenses.csv", "relicense", "copyingtool.c", "LICENSE.json"]))
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason=f"needs the shared data, {SHARED} is not there")
-def test_on_the_shared_data_cards():
+def test_on_the_shared_data_cards(shared):
     said = {folder.name: (of_readme((folder / "README.md").read_text(), "README.md") or (None,))[0]
-            for folder in SHARED.iterdir() if (folder / "README.md").exists()}  # fmt: skip
+            for folder in (shared / "data").iterdir() if (folder / "README.md").exists()}  # fmt: skip
     known = {"gsm8k": "MIT", "dialogsum": "CC-BY-NC-SA-4.0", "piqa": "AFL-3.0", "wikitext-2": "CC-BY-SA-3.0"}
+    known |= {"condition-pairs": "LicenseRef-research-only", "alpaca-eval-pairs": "CC-BY-NC-4.0"}
     assert {name: said[name] for name in known} == known
-    for name in ("ag-news", "cifar10", "alpaca-eval-pairs", "condition-pairs", "mctest", "nouns", "tiny-coco-256"):
+    for name in ("ag-news", "cifar10", "mctest", "nouns", "tiny-coco-256"):
         assert said[name] is None, name

@@ -66,11 +66,11 @@ class Pairs:
     def begin(self, batch, memory, slots):
         pass
 
-    def decode(self, tokens_BL, memory, slots):
+    def decode(self, tokens_BL, memory, slots, last=False):
         for tokens, slot in zip(tokens_BL.tolist(), slots, strict=True):
             memory.rows[slot] += tokens
             assert len(memory.rows[slot]) <= memory.length
-        return self.logp_VV[tokens_BL]
+        return self.logp_VV[tokens_BL[:, -1:] if last else tokens_BL]
 
 
 def dataset(folder, tokenizer, training=TRAINING, held_out=HELD_OUT):

@@ -103,7 +103,7 @@ def test_text_is_drawn_as_elsewhere_in_nomoat_unless_said_otherwise(client, addr
     for _ in range(2):
         client.chat.completions.create(model="tiny", messages=HI)
     first, second = (ask.options for ask in address.made[0].engine.asks[-2:])
-    assert (first.temperature, first.top_p) == (0.6, 0.95)
+    assert (first.temperature, first.top_p) == (0.2, 0.9)
     assert first.seed != second.seed
     client.chat.completions.create(model="tiny", messages=HI, temperature=0, extra_body={"top_k": 3, "min_p": 0.1})
     options = address.made[0].engine.asks[-1].options

@@ -101,7 +101,10 @@ def test_the_top_takes_one_line_of_a_passage_and_one_of_equal_lines():
     for number in (10, 11, 12, 30, 44):
         changed[5 * number] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"[number]
     found = Surprise({"f": "".join(changed)}, {"f": bits})
-    assert [line.number for line in found.top(10)][:3] == [12, 31, 45]
+    assert [line.number for line in found.top(3)] == [12, 31, 45]
+    # Where there is room, the other lines of the passage come too: a short file has its typo beside the odd line.
+    assert [line.number for line in found.top(10)][:5] == [12, 13, 11, 31, 45]
+    assert f"the {len(found.top(10))} oddest:" in found.as_text(10)
     same = Surprise({"f": text}, {"f": bits})
     assert [line.number for line in same.top(10)] == [12]
     assert top([], 3) == []

@@ -47,19 +47,19 @@ class Replying:
         self.memories += 1
         return Slots(slots, length)
 
-    def decode(self, tokens_BL, memory, slots):
+    def decode(self, tokens_BL, memory, slots, last=False):
         self.read.append(tokens_BL.shape[1])
         row = memory.rows[slots[0]]
         row += tokens_BL[0].tolist()
         assert len(row) <= memory.length
         if self.at_each:
             self.at_each(len(self.read))
-        last = len(row) - row[::-1].index(START)
-        said = row[last + len(HEAD) :]
+        begun = len(row) - row[::-1].index(START)
+        said = row[begun + len(HEAD) :]
         wanted = [*self.tokenizer.encode(self.reply.format(row.count(START) // 2)), END]
         logits_BLV = torch.full((*tokens_BL.shape, 500), -9.0)
         logits_BLV[:, -1, wanted[min(len(said), len(wanted) - 1)]] = 9.0
-        return logits_BLV
+        return logits_BLV[:, -1:] if last else logits_BLV
 
 
 def talking(model=None, options=GREEDY, system=None):
@@ -260,14 +260,14 @@ def test_a_model_without_a_template_ends_its_answer_where_the_user_would_speak()
     form = FORMATS["own"]
 
     class Plain(Replying):
-        def decode(self, tokens_BL, memory, slots):
+        def decode(self, tokens_BL, memory, slots, last=False):
             row = memory.rows[0]
             row += tokens_BL[0].tolist()
             text = self.tokenizer.shown(row).rpartition("Assistant:")[2]
             wanted = self.tokenizer.encode(" I am.\n\nUser: and you?")
             logits_BLV = torch.full((*tokens_BL.shape, 500), -9.0)
             logits_BLV[:, -1, wanted[len(self.tokenizer.encode(text))]] = 9.0
-            return logits_BLV
+            return logits_BLV[:, -1:] if last else logits_BLV
 
     speller = Speller(form.special, form.stops)
     talk = Talk(Plain(400, speller), speller, Chat(), GREEDY)

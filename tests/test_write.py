@@ -30,13 +30,13 @@ class Script:
     def memory(self, slots, length):
         return self.inner.memory(slots, length)
 
-    def decode(self, tokens_BL, memory, slots):
+    def decode(self, tokens_BL, memory, slots, last=False):
         logits = torch.full((*tokens_BL.shape, self.config.vocab_size), -math.inf)
         for row, slot in enumerate(slots):
             for column, token in enumerate(tokens_BL[row].tolist()):
                 memory.rows[slot].append(token)
                 logits[row, column, self.script[len(memory.rows[slot]) - 1]] = 0
-        return logits
+        return logits[:, -1:] if last else logits
 
 
 def rows_of(written, count):

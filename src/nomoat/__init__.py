@@ -15,8 +15,10 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nomoat.licensing import licence
     from nomoat.preferring import prefer
     from nomoat.quantising import quantize
+    from nomoat.tuning import tune
     from nomoat.verbs import (
         chat,
         doctor,
@@ -37,10 +39,15 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "chat", "doctor", "evaluate", "export", "generate", "import_model", "load", "make", "plan", "prefer", "pull",
-    "quantize", "resume", "runs", "serve", "surprise", "train",
+    "chat", "doctor", "evaluate", "export", "generate", "import_model", "licence", "load", "make", "plan", "prefer",
+    "pull", "quantize", "resume", "runs", "serve", "surprise", "train", "tune",
 ]  # fmt: skip
-_HOMES = {"prefer": "nomoat.preferring", "quantize": "nomoat.quantising"}
+_HOMES = {
+    "licence": "nomoat.licensing",
+    "prefer": "nomoat.preferring",
+    "quantize": "nomoat.quantising",
+    "tune": "nomoat.tuning",
+}
 """Where a verb is defined, unless in `nomoat.verbs`."""
 
 

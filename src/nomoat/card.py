@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from nomoat.data.manifest import Manifest
     from nomoat.evaluate.preferred import Preferred
     from nomoat.evaluate.report import Report
+    from nomoat.evaluate.tuned import Comparison
 
 LIMITS = (
     "It continues text in the manner of its training text. It is no assistant, knows no facts reliably, and must not "
@@ -38,7 +39,7 @@ OTHERS_LIMITS = (
 )
 
 
-def write(run: Run, report: Report | Preferred | None = None) -> dict[str, Any]:
+def write(run: Run, report: Report | Comparison | Preferred | None = None) -> dict[str, Any]:
     """Write card.json, card.md and ledger.json into the run; returns what card.json holds."""
     manifest = manifest_of(run)
     card = gather(run, manifest, report)
@@ -49,7 +50,7 @@ def write(run: Run, report: Report | Preferred | None = None) -> dict[str, Any]:
     return card
 
 
-def gather(run: Run, manifest: Manifest | None, report: Report | Preferred | None) -> dict[str, Any]:
+def gather(run: Run, manifest: Manifest | None, report: Report | Comparison | Preferred | None) -> dict[str, Any]:
     """All facts of the card, as plain values."""
     figure = _last(run, "evaluate")
     held_out = {"bits_per_byte": figure.get("bits_per_byte"), "loss": figure.get("loss"), "step": figure.get("step")}
@@ -67,7 +68,7 @@ def gather(run: Run, manifest: Manifest | None, report: Report | Preferred | Non
         "cost": {name: asdict(cost) for name, cost in costs(run).items()},
         "warnings": [event["text"] for event in run.metrics("warning")],
         "opens": opens(run.recipe.product),
-        "limits": list(OTHERS_LIMITS if hasattr(run.recipe.data, "absent") else LIMITS),
+        "limits": list(OTHERS_LIMITS if hasattr(run.recipe.data, "absent") else getattr(report, "limits", LIMITS)),
         "decisions": run.decisions(),
         "environment": run.read_json("environment.json"),
         "recipe": to_json(run.recipe),
@@ -138,8 +139,8 @@ def _model(run: Run) -> dict[str, Any]:
         group = checkpoint.model_group(found.path)
         tensors = checkpoint.waiting(found.path, group).values()
         facts["parameters"] = sum(math.prod(tensor.shape) for tensor in tensors if tensor.dtype.is_floating_point)
-        if run.recipe.adapt is not None:
-            facts["adapts"] = {"base": run.recipe.start.run, "sha256": run.recipe.start.sha256}
+        if run.recipe.adapt is not None and (base := run.recipe.start) is not None:
+            facts["adapts"] = {"base": base.run, "sha256": base.sha256}
         facts |= {"step": found.step, "sha256": checkpoint.digest(found.path, group), "checkpoint": found.path.name}
     return facts
 
@@ -159,7 +160,7 @@ def _data(manifest: Manifest | None) -> dict[str, Any] | None:
     }
 
 
-def _expected(run: Run, report: Report | Preferred | None) -> list[dict[str, Any]]:
+def _expected(run: Run, report: Report | Comparison | Preferred | None) -> list[dict[str, Any]]:
     """Name, expected, actual and actual / expected of what the plan, or the recipe, foresaw."""
     from nomoat.train.plan import compare
 
@@ -167,8 +168,8 @@ def _expected(run: Run, report: Report | Preferred | None) -> list[dict[str, Any
     plan = run.read_json("plan.json") or {name: {"value": value} for name, value in run.recipe.expect.items()}
     if "seconds" in actual:  # the plan counts itself
         actual["seconds"] += plan.get("planning_seconds", 0.0)
-    if report is not None and hasattr(report, "model"):
-        actual["held_out_bits_per_byte"] = report.model.value
+    if figure := getattr(report, "model", None):
+        actual["held_out_bits_per_byte"] = figure.value
     return [
         {"name": name, "expected": foreseen, "actual": came, "off": off}
         for name, foreseen, came, off in compare(plan, actual)
@@ -196,7 +197,7 @@ def _last(run: Run, kind: str) -> dict[str, Any]:
     return next(reversed(run.metrics(kind)), {})
 
 
-def markdown(card: Mapping[str, Any], ledger: Ledger | None, report: Report | Preferred | None) -> str:
+def markdown(card: Mapping[str, Any], ledger: Ledger | None, report: Report | Comparison | Preferred | None) -> str:
     """The card for people."""
     model, held = card["model"], card["held_out"]
     size = f"{model['parameters'] / 1e6:.2f} M parameters" if "parameters" in model else "no checkpoint yet"

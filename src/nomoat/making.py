@@ -18,6 +18,7 @@ from nomoat.core.budget import Budget
 from nomoat.core.errors import DataError, NomoatError
 from nomoat.core.recipe import Recipe
 from nomoat.core.run import Run, runs_root
+from nomoat.licensing import refuse
 
 if TYPE_CHECKING:
     from nomoat.data.text import Text
@@ -55,12 +56,28 @@ class Spending:
     price_per_hour: float | None = None
     watts: float | None = None
 
+    @classmethod
+    def of(cls, budget: str, price_per_hour: float | None = None, watts: float | None = None) -> Spending:
+        """From now on.
+
+        Raises:
+            ConfigError: a budget of nothing, or one that cannot be read.
+        """
+        return cls(Budget.parse(budget, price_per_hour, watts), time.perf_counter(), price_per_hour, watts)
+
     def left(self, report_seconds: float) -> float | None:
         """Seconds left for planning and training; None for budgets that no clock bounds."""
         whole = None if self.budget.unit == "watt_hours" and not self.budget.watts else self.budget.seconds()
         if whole is None:
             return None
         return max(0.3 * whole, whole - (time.perf_counter() - self.began) - report_seconds)
+
+    def state(self, run: Run) -> None:
+        """Write to a run what the user said of prices and power."""
+        rates = {"price_per_hour": self.price_per_hour, "currency": self.budget.currency, "watts": self.watts}
+        for name, value in rates.items():
+            if stated := value or getattr(self.budget, name):
+                run.decide(name, stated, 0, "stated by the user")
 
 
 def prepared(recipe: Recipe, root: Path | str | None, watch: Watch | None) -> Recipe:
@@ -72,17 +89,33 @@ def prepared(recipe: Recipe, root: Path | str | None, watch: Watch | None) -> Re
     return replace(recipe, data=recipe.data.prepare(data_root(root), watch))
 
 
+def started(name: str, recipe: Recipe, root: Path | str | None, watch: Watch | None, allow: str | None) -> Run:
+    """A new run of a recipe whose files are read and whose licences can be kept, or `allow` says why not."""
+    ready = prepared(recipe, root, watch)
+    decisions = refuse(ready, allow, watch)
+    run = Run.create(root, name, ready)
+    for decision, value, why in decisions:
+        run.decide(decision, value, 0, why)
+    return run
+
+
 def data_root(root: Path | str | None = None) -> Path:
     """Where the shards of files lie: beside the runs made from them."""
     return (Path(root) if root is not None else runs_root()) / "data"
 
 
 def foreseen(
-    path: Path | str | None, spending: Spending, licence: str | None, device: str, watch: Watch | None
+    path: Path | str | None,
+    spending: Spending,
+    licence: str | None,
+    device: str,
+    watch: Watch | None,
+    allow: str | None = None,
 ) -> Forecast:
     """Read the files, then plan for what is left of the budget.
 
     Raises:
+        RunError: their licences cannot be kept together, and `allow` gives no reason.
         DataError: nothing to read, or too little.
         ConfigError: a budget that cannot be used.
     """
@@ -105,12 +138,13 @@ def foreseen(
             f"one look of the model takes {CONTEXT_LENGTH}",
             "add text of the same kind: it begins to learn something from about 100 kB",
         )
-    curve = curve_of(learning_curve(training, ShardReader(folder, "heldout"), tokenizer))
-    corpus = Corpus(training.tokens, size["train"]["bytes"], vocab_size, curve)
 
     def choose(width: int, batch_size: int, budget: Budget) -> Recipe:
         return sized(width, batch_size, text, vocab_size, budget)
 
+    refuse(choose(64, 1, spending.budget), allow, watch)
+    curve = curve_of(learning_curve(training, ShardReader(folder, "heldout"), tokenizer))
+    corpus = Corpus(training.tokens, size["train"]["bytes"], vocab_size, curve)
     return forecast(corpus, choose, spending.budget, device, spending.left(report_seconds(size)), watch)
 
 
@@ -180,19 +214,24 @@ def made(run: Run, device: str, watch: Watch | None, began: float | None = None)
 
 
 def make(
-    path: Path | str | None, spending: Spending, licence: str | None, device: str, seed: int, watch: Watch | None
+    path: Path | str | None,
+    spending: Spending,
+    licence: str | None,
+    device: str,
+    seed: int,
+    watch: Watch | None,
+    allow: str | None = None,
 ) -> Run:
     """The whole way; see `verbs.make`."""
-    forecast = foreseen(path, spending, licence, device, watch)
+    forecast = foreseen(path, spending, licence, device, watch, allow)
     if watch is not None:
         watch({"kind": "plan", "text": forecast.as_text(), **forecast.expected})
         if forecast.warning:
             watch({"kind": "warning", "text": forecast.warning})
     run = begun(forecast, replace(forecast.recipe, seed=seed), path)
-    rates = {"price_per_hour": spending.price_per_hour, "currency": spending.budget.currency, "watts": spending.watts}
-    for name, value in rates.items():
-        if stated := value or getattr(spending.budget, name):
-            run.decide(name, stated, 0, "stated by the user")
+    for name, value, why in refuse(forecast.recipe, allow):
+        run.decide(name, value, 0, why)
+    spending.state(run)
     return made(run, device, watch, spending.began)
 
 

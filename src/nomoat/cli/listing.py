@@ -58,6 +58,13 @@ VERBS = (
     Verb("use", "serve last --port 8000", "models behind OpenAI's endpoints", "nomoat.cli.serving:serve", trains=True),
     Verb(
         "improve",
+        "tune last notes",
+        "a model taught by your talks or texts",
+        "nomoat.cli.tuning:tune",
+        trains=True,
+    ),
+    Verb(
+        "improve",
         "prefer last pairs.jsonl",
         "taught by better and worse answers",
         "nomoat.cli.preferring:prefer",
@@ -70,6 +77,7 @@ VERBS = (
     Verb("look", "evaluate last notes", "bits per byte, or a task's score", "nomoat.cli.looking:evaluate"),
     Verb("look", "surprise last draft.txt", "the oddest lines of a file, to a model", "nomoat.cli.looking:surprise"),
     Verb("look", "doctor", "what this machine has, and what ails it", "nomoat.cli.looking:doctor"),
+    Verb("look", "licence last notes", "what binds a model or data, and why", "nomoat.cli.licensing:licence"),
     Verb("share", "import model.gguf", "a published model becomes a run", "nomoat.cli.sharing:import_"),
     Verb("share", "export last --to gguf", "a run for transformers, llama.cpp, ...", "nomoat.cli.sharing:export"),
 )

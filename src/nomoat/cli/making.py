@@ -5,7 +5,7 @@ arguments -> nomoat.verbs.make(..., watch=display) -> Run -> the report, the car
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -20,32 +20,32 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("path", required=False, type=click.Path(exists=True))
+@click.option("--from", "base", metavar="MODEL", help="Go on from this model: for files under about 20 MB.")
 @options.budget
 @options.licence
+@options.allow
 @options.seed
 @options.device
 @options.as_json
 @click.pass_obj
-def make(
-    output: Output,
-    path: str | None,
-    budget: str,
-    price_per_hour: float | None,
-    watts: float | None,
-    licence: str | None,
-    seed: int,
-    device: str,
-) -> None:
+def make(output: Output, path: str | None, base: str | None, budget: str, **asked: Any) -> None:
     """Make a model from a file or folder, within a budget.
 
     PATH holds txt, md, code, html, csv, jsonl or parquet, each also as .gz, .zst or in a .zip. Without PATH: the
     modules of Python's standard library. The budget is for everything, from reading to the report.
     """
-    from nomoat import verbs
+    from nomoat import tuning, verbs
+    from nomoat.making import Spending
 
+    if base is None and (text := tuning.proposal(path)):
+        output.event({"kind": "warning", "text": text})
     with watching(output, f"nomoat make {path or ''}".rstrip() + f" · {budget}") as watch:
-        run = verbs.make(path, budget, licence, device, price_per_hour, watts, seed, watch)
-    _ended(output, run)
+        if base is None:
+            run = verbs.make(path, budget, watch=watch, **asked)
+        else:
+            spending = Spending.of(budget, asked.pop("price_per_hour"), asked.pop("watts"))
+            run = tuning.make_from(base, path, spending, watch=watch, **asked)
+    ended(output, run)
 
 
 @click.command()
@@ -91,17 +91,25 @@ class _WithRecipes(click.Command):
 @click.argument("recipe")
 @click.argument("overrides", nargs=-1, metavar="[a.b=c]...")
 @click.option("--processes", type=int, help="How many processes share each batch. [the recipe's, 1]")
+@options.allow
 @options.device
 @options.as_json
 @click.pass_obj
-def train(output: Output, recipe: str, overrides: tuple[str, ...], processes: int | None, device: str) -> None:
+def train(
+    output: Output,
+    recipe: str,
+    overrides: tuple[str, ...],
+    processes: int | None,
+    allow: str | None,
+    device: str,
+) -> None:
     """Train RECIPE (a name or a .py file), with settings changed by a.b=c."""
     from nomoat import verbs
 
     changes = (*overrides, *((f"processes={processes}",) if processes else ()))
     with watching(output, f"nomoat train {recipe}") as watch:
-        run = verbs.train(recipe, changes, device=device, watch=watch)
-    _ended(output, run)
+        run = verbs.train(recipe, changes, device=device, watch=watch, allow=allow)
+    ended(output, run)
 
 
 @click.command()
@@ -115,10 +123,10 @@ def resume(output: Output, run: str, device: str) -> None:
 
     with watching(output, f"nomoat resume {run}") as watch:
         resumed = verbs.resume(run, device=device, watch=watch)
-    _ended(output, resumed)
+    ended(output, resumed)
 
 
-def _ended(output: Output, run: Run) -> None:
+def ended(output: Output, run: Run) -> None:
     """The last words: the report or the figure, where the card is, and what to type next."""
     report = run.path / "report.txt"
     figure = (run.metrics("evaluate") or [{}])[-1].get("bits_per_byte")

@@ -16,6 +16,7 @@ device: Decorator = click.option(
     "--device", metavar="auto|cpu|cuda|mps", default="auto", help="Where to compute. [auto]"
 )
 licence: Decorator = click.option("--licence", metavar="SPDX", help="The licence of the files, e.g. CC-BY-4.0.")
+allow: Decorator = click.option("--allow", metavar="REASON", help="Why it may be trained against its licences.")
 seed: Decorator = click.option("--seed", type=int, default=0, help="Same seed, same result. [0]")
 
 
@@ -24,9 +25,11 @@ def sampling(function: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; may be given several times."),
         click.option("--min-p", type=click.FloatRange(0, 1), help="Only tokens of this share of the best. [0]"),
-        click.option("--top-p", type=click.FloatRange(0, 1), help="Only tokens that make up this share. [0.95]"),
+        click.option(
+            "--top-p", type=click.FloatRange(0, 1), help="Only tokens that make up this share. [0.95; chat: 0.9]"
+        ),
         click.option("--top-k", type=click.IntRange(0), help="Only the k likeliest tokens; 0: all. [0]"),
-        click.option("--temperature", type=click.FloatRange(0), help="0: always the likeliest token. [0.8; chat: 0.6]"),
+        click.option("--temperature", type=click.FloatRange(0), help="0: always the likeliest token. [0.8; chat: 0.2]"),
         click.option("--max-tokens", type=click.IntRange(0), help="Stop after so many tokens. [256; chat: 512]"),
     ):
         function = option(function)

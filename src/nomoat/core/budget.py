@@ -40,6 +40,7 @@ class Budget:
         currency: three letters, for money.
         price_per_hour: what the machine costs an hour in that currency, for money.
         watts: what the machine draws as the user states it, for energy where no meter can be read.
+        most_steps: steps at most, however much is left: passes over little data do harm in the end.
 
     Raises:
         ConfigError: nothing to spend, an unknown unit, or money without a price.
@@ -51,6 +52,7 @@ class Budget:
     currency: str = ""
     price_per_hour: float | None = None
     watts: float | None = None
+    most_steps: int | None = None
 
     def __post_init__(self) -> None:
         if self.unit not in UNITS:
@@ -96,6 +98,12 @@ class Budget:
             price_per_hour=(price_per_hour if stated is None else stated) if unit == "money" else None,
             watts=(watts if stated is None else stated) if unit == "watt_hours" else None,
         )
+
+    def bounded(self, steps: int, why: str) -> tuple[int, str]:
+        """The steps that were reckoned, or `most_steps`, with the reason."""
+        if self.most_steps is None or steps <= self.most_steps:
+            return steps, why
+        return self.most_steps, f"no more than these, though there is time for {steps:,}: {why}"
 
     def seconds(self, power_watts: float | None = None) -> float | None:
         """Seconds that this budget buys, or None for steps and tokens, which no clock bounds.

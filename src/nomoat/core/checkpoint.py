@@ -3,61 +3,30 @@
     tensors, state -> step-N.tmp/ (files, SHA-256) -> fsync -> rename to step-N/ -> fsync the parent -> drop old ones
     step-N/ -> verify every byte against the manifest -> read(group) -> name -> Tensor
 
-Format of the tensor files: safetensors (huggingface.co/docs/safetensors), written here in one pass together with its
-SHA-256, and in plain system calls, so that tests can make every one of them fail.
+The tensor files are safetensors (core/tensors.py); all is written in plain system calls, so that tests can make every
+one of them fail.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from nomoat.core import durable
 from nomoat.core.errors import CheckpointError
+from nomoat.core.tensors import PIECE_BYTES, Later, Some, read_later, write_tensors
 
 MANIFEST, STATE = "manifest.json", "state.json"
-PIECE_BYTES = 1 << 24
 _NAME = re.compile(r"step-(\d+)(\.old)?")
-_TYPES = {
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
-    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
-    torch.uint8: "U8", torch.uint16: "U16", torch.uint32: "U32", torch.uint64: "U64", torch.bool: "BOOL",
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Later:
-    """A tensor that is made when it is needed: a model larger than memory can be read and written one by one.
-
-    Args:
-        shape: its sizes.
-        dtype: its type.
-        make: makes it, on the CPU; called anew each time.
-    """
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    make: Callable[[], Tensor]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes it takes."""
-        return math.prod(self.shape) * self.dtype.itemsize
-
-
-Some = Tensor | Later
-"""A tensor, now or later."""
 
 
 @dataclass(frozen=True)
@@ -222,33 +191,6 @@ def waiting(path: Path, group: str) -> dict[str, Later]:
     return found | {alias: found[key] for alias, key in shared.items()}
 
 
-def read_later(path: Path) -> tuple[dict[str, Later], dict[str, str]]:
-    """Return the tensors of any safetensors file as ones to be read one by one, and the header's texts.
-
-    Raises:
-        CheckpointError: it is no sound safetensors file, or holds a type that is not read here.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    types = {word: dtype for dtype, word in _TYPES.items()}
-
-    def reading(key: str) -> Callable[[], Tensor]:
-        def make() -> Tensor:
-            with safe_open(path, framework="pt") as file:
-                return file.get_tensor(key)
-
-        return make
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
-            texts = file.metadata() or {}
-        shapes = {key: (tuple(part.get_shape()), types[part.get_dtype()]) for key, part in slices.items()}
-    except (SafetensorError, OSError, KeyError) as error:
-        raise CheckpointError(f"{path.name} is no safetensors file that can be read", str(error)) from error
-    return {key: Later(shape, dtype, reading(key)) for key, (shape, dtype) in shapes.items()}, texts
-
-
 def state(path: Path) -> dict[str, Any]:
     """Return the state saved beside the tensors.
 
@@ -257,66 +199,6 @@ def state(path: Path) -> dict[str, Any]:
     """
     _check(path, STATE, _entry(path, STATE))
     return dict(json.loads((path / STATE).read_bytes()))
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Some], metadata: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Write one safetensors file; returns its size and SHA-256, taken on the way.
-
-    Args:
-        path: the file.
-        tensors: name -> tensor, or one to be made when its turn comes.
-        metadata: texts for the header; None: which names share a tensor's memory, as `read` expects.
-
-    Raises:
-        OSError: the disk is full or broken.
-    """
-    header: dict[str, Any] = {}
-    first: dict[tuple[Any, ...], str] = {}
-    shared: dict[str, str] = {}
-    order: list[Some] = []
-    offset = 0
-    # Wider types first, as the format's own writer does, so that every tensor is aligned when mapped.
-    for name, tensor in sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])):
-        place = (tensor.data_ptr(), tensor.stride(), tensor.device) if isinstance(tensor, Tensor) else (name,)
-        place = (*place, tensor.shape, tensor.dtype)
-        if tensor.nbytes and place in first and metadata is None:
-            shared[name] = first[place]
-            continue
-        first[place] = name
-        size = tensor.nbytes
-        shape = list(tensor.shape)
-        header[name] = {"dtype": _TYPES[tensor.dtype], "shape": shape, "data_offsets": [offset, offset + size]}
-        order.append(tensor)
-        offset += size
-    if shared or metadata:
-        header["__metadata__"] = dict(metadata or shared)
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    taken = hashlib.sha256()
-    count = 0
-
-    def pieces() -> Iterator[memoryview]:
-        nonlocal count
-        for piece in _pieces(len(text).to_bytes(8, "little") + text, order):
-            taken.update(piece)
-            count += len(piece)
-            yield piece
-
-    durable.write(path, pieces())
-    return {"bytes": count, "sha256": taken.hexdigest()}
-
-
-def _pieces(head: bytes, tensors: list[Some]) -> Iterator[memoryview]:
-    yield memoryview(head)
-    for tensor in tensors:
-        if tensor.nbytes:
-            made = tensor.make() if isinstance(tensor, Later) else tensor
-            assert (made.shape, made.dtype) == (torch.Size(tensor.shape), tensor.dtype)
-            flat = made.detach().cpu().contiguous().view(-1).view(torch.uint8)
-            view = flat.numpy().data
-            for start in range(0, len(view), PIECE_BYTES):
-                yield view[start : start + PIECE_BYTES]
-            del made, flat, view  # before the next one is made
 
 
 def _put(fresh: Path, target: Path) -> None:

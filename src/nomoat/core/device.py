@@ -10,8 +10,8 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from nomoat.core.allocator import allocator_in_force
 from nomoat.core.errors import ConfigError, nearest
@@ -133,6 +134,22 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any
         return torch.autocast(device.type, torch.bfloat16)
     assert precision == "fp32", f"{precision}: `auto` is decided before the first step"
     return nullcontext()
+
+
+class _Undrawn(TorchFunctionMode):
+    """Leaves out what only changes numbers: where there are none, PyTorch would load its compiler (77 MiB) for that."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(function, "__name__", "") in ("normal_", "uniform_", "__itruediv__", "__idiv__", "div_"):
+            return args[0] if args else (kwargs or {})["tensor"]
+        return function(*args, **(kwargs or {}))
+
+
+@contextmanager
+def hollow() -> Iterator[None]:
+    """Modules that are built within have shapes and types, but take no memory and draw no first weights."""
+    with torch.device("meta"), _Undrawn():
+        yield
 
 
 class Faster(NamedTuple):

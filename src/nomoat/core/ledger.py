@@ -6,11 +6,42 @@ Entry, tokens, bytes (one a document) -> summarise -> Ledger(shares by licence) 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 UNKNOWN = "unknown"
+HUMAN = "human"
 EVIDENCE_KEPT = 5
+
+
+class Origin(NamedTuple):
+    """Who wrote a text: `human`, or a generator with what binds its outputs.
+
+    Args:
+        name: of the generator.
+        licence: of its weights and outputs; empty: not stated.
+        terms: the contract with whoever runs it (`openai`, ...); empty: none stated.
+    """
+
+    name: str = HUMAN
+    licence: str = ""
+    terms: str = ""
+
+    @classmethod
+    def of(cls, value: Any) -> Origin:
+        """Read what a row's `origin` holds, or what `str` wrote."""
+        if isinstance(value, Mapping):
+            name = value.get("teacher") or value.get("name") or value.get("generator") or UNKNOWN
+            return cls(str(name), str(value.get("licence") or ""), str(value.get("terms") or ""))
+        name, bracket, rest = str(value).removesuffix("]").rpartition(" [")
+        if not bracket or not str(value).endswith("]"):
+            return cls(str(value))
+        licence, _, terms = rest.partition("; ")
+        return cls(name, licence, terms)
+
+    def __str__(self) -> str:
+        return f"{self.name} [{self.licence}; {self.terms}]" if self.licence or self.terms else self.name
 
 
 @dataclass(frozen=True)
@@ -24,7 +55,7 @@ class Entry:
         evidence: where the licence was read, such as `LICENSE` or `SPDX header, line 1`.
         author: as stated in the source.
         date: as stated in the source.
-        origin: `human`, or which generator.
+        origin: `human`, or which generator, with its licence and terms as `str(Origin(...))` writes them.
         generation: 0 for human work; one more than the deepest source for what a model made.
         derived_from: hashes of the documents it was made from.
     """

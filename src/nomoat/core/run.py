@@ -336,7 +336,7 @@ def load(
 
 def _filled(recipe: Recipe, parts: Mapping[str, Any] | None, tensors: dict[str, Any]) -> Family:
     """The recipe's family around these very tensors, in its own types: nothing is drawn, nothing held twice."""
-    import torch
+    from nomoat.core.device import hollow
 
     if recipe.adapt:
         family = recipe.build(parts)  # what it shares with its base is the base's
@@ -344,7 +344,7 @@ def _filled(recipe: Recipe, parts: Mapping[str, Any] | None, tensors: dict[str, 
         return family
     # Whatever it began with, the checkpoint holds all of it; and of what wraps it, nothing.
     recipe = replace(recipe, start=None, family=recipe.product)
-    with torch.device("meta"):
+    with hollow():
         family = recipe.build(parts)
     own = family.state_dict()
     fitting = {name: tensor.to(own[name].dtype) if name in own else tensor for name, tensor in tensors.items()}

@@ -50,7 +50,7 @@ class Ports:
         context_BMD: a sequence to attend to (cross-attention).
         context_valid_BM: True where the context is no padding.
         residuals: one tensor [B, L, D] a layer, added to the stream after that layer (ControlNet).
-        adapter_B: the low-rank adapter of each row.
+        adapter_B: the low-rank adapter of each row, where the stack has several; -1: none.
         want: the layers whose outputs come back in `Trace.layers`.
     """
 
@@ -91,11 +91,14 @@ class Remembers(Protocol):
 
 @runtime_checkable
 class Decodes(Protocol):
-    """Can be read token by token: a prefill chunk (L = chunk), a step (L = 1) or the check of a draft (L = k)."""
+    """Can be read token by token: a prefill chunk (L = chunk), a step (L = 1) or the check of a draft (L = k).
+
+    `decode` gives the logits [B, L, V] after each token, or [B, 1, V] after the `last` alone.
+    """
 
     def memory(self, slots: int, length: int) -> Remembers: ...
     def begin(self, batch: Batch, memory: Remembers, slots: Sequence[int]) -> None: ...
-    def decode(self, tokens_BL: Tensor, memory: Remembers, slots: Sequence[int]) -> Tensor: ...
+    def decode(self, tokens_BL: Tensor, memory: Remembers, slots: Sequence[int], last: bool = False) -> Tensor: ...
 
 
 @runtime_checkable

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nomoat.core.errors import nearest
+from nomoat.core.ledger import UNKNOWN, Origin
 from nomoat.data.document import Document, Dropped
 from nomoat.data.spdx import licence_id
 from nomoat.data.streams import UnreadableError, unified
@@ -42,6 +43,7 @@ TEXT_NAMES = (
     "poem",
     "transcript",
 )
+OUTPUT = "LicenseRef-provider-output"  # the provider's terms leave it to its user, with a contract about its use
 LEDGER_NAMES = {
     "licence": ("licence", "license", "spdx", "spdx_id", "license_id", "licence_id"),
     "author": ("author", "author_name", "creator", "authors"),
@@ -129,6 +131,10 @@ def document(row: Mapping[str, Any], choice: Choice, source: str, member: str) -
         value = row.get(name)
         if value not in (None, ""):
             note(made, key, name, value)
+    teacher = Origin.of(made.origin)
+    if not made.evidence and made.generation and (teacher.terms or teacher.licence not in ("", UNKNOWN)):
+        made.licence = licence_id(teacher.licence) or (OUTPUT if teacher.terms else None)
+        made.evidence = f"column origin: written by {teacher.name}"
     return made
 
 
@@ -141,6 +147,8 @@ def note(made: Document, key: str, name: str, value: Any) -> None:
         )
     elif key == "generation":
         made.generation = int(value) if str(value).isdigit() else 0
+    elif key == "origin":
+        made.origin = str(Origin.of(value))
     elif key == "derived_from":
         made.derived_from = tuple(map(str, value)) if isinstance(value, list | tuple) else (str(value),)
     else:

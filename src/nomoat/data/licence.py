@@ -2,8 +2,10 @@
 
     --licence > column > sidecar > SPDX header > LICENSE or COPYING > README or data card > unknown
 
-The last two are looked for beside the file, then one folder up and so on to the folder that was given. A file that
-names several licences without saying which one holds gives none.
+The last two are looked for beside the file, then one folder up and so on to the folder that was given. Where they
+contradict each other, or one names several licences without saying which one holds, all are kept (`A AND B`): whoever
+keeps to the strictest is right in any case. Of "A (data), B (code)" the data's counts. A README that says which model
+wrote the text gives the origin.
 """
 
 from __future__ import annotations
@@ -13,7 +15,9 @@ import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePath, PurePosixPath
 
+from nomoat.core.ledger import HUMAN
 from nomoat.data.document import Document
+from nomoat.data.rules import written_by
 from nomoat.data.spdx import expression, licence_id, licences_of_text
 
 HEADER = re.compile(r"SPDX-License-Identifier:[ \t]*([^\n]{1,120})")
@@ -60,6 +64,8 @@ UNDER = re.compile(
 )
 LINK = re.compile(r"\[([^\]]*)\]\([^)]*\)")
 ASIDE = re.compile(r"\([^()]*\)")
+BETWEEN = re.compile(r"\s*(?:[;,/]|\s(?:and|&)\s)\s*(?![^()]*\))")
+DATA = re.compile(r"\b(?:data|data ?sets?|texts?|annotations?|contents?)\b")
 MOST_BYTES = 1 << 18
 
 Finding = tuple[str | None, str]
@@ -98,6 +104,7 @@ class LicenceFinder:
         self.stated = (licence_id(stated) or expression(stated) or stated.strip()) if stated else None
         self.names, self.load = names or names_on_disk, load or text_on_disk
         self.beside: dict[PurePath, Finding] = {}
+        self.writers: dict[PurePath, str] = {}
         self.headed: tuple[PurePath, Finding] = (PurePath(), UNKNOWN)
         self.listed_last: tuple[PurePath | None, list[str], frozenset[str]] = (None, [], frozenset())
 
@@ -107,7 +114,19 @@ class LicenceFinder:
             item.licence, item.evidence = self.stated, "stated with --licence"
         elif not item.evidence:
             item.licence, item.evidence = self.sidecar(path) or self.header(item, path) or self.around(path.parent)
+        if item.origin == HUMAN and not item.generation and (writer := self.writer(path.parent)):
+            item.origin, item.generation = writer, 1
         return item
+
+    def writer(self, folder: PurePath) -> str:
+        """The model that wrote the text, as the READMEs there or above say; empty: people, for all that is said."""
+        if folder not in self.writers:
+            cards = [self.load(folder / name) for name in self.listing(folder)[1] if README_FILE.fullmatch(name)]
+            found = next(filter(None, map(written_by, cards)), "")
+            if not found and folder != self.root and folder.parent != folder:
+                found = self.writer(folder.parent)
+            self.writers[folder] = found
+        return self.writers[folder]
 
     def sidecar(self, path: PurePath) -> Finding | None:
         """What `FILE.license` beside the file says."""
@@ -141,17 +160,11 @@ class LicenceFinder:
         shown = folder.relative_to(self.root).as_posix() if folder.is_relative_to(self.root) else str(folder)
         prefix = "" if shown == "." else shown + "/"
         findings = [of_licence_text(self.load(folder / name), prefix + name) for name in names if is_licence_file(name)]
-        known = {licence for licence, _ in findings if licence}
-        if len(known) > 1:
-            return None, "several licence files, and which one holds is not said: " + "; ".join(e for _, e in findings)
+        cards = [of_readme(self.load(folder / name), prefix + name) for name in names if README_FILE.fullmatch(name)]
+        known = [finding for finding in (*findings, *filter(None, cards)) if finding[0]]
         if known:
-            return next(finding for finding in findings if finding[0])
-        for name in names:
-            if README_FILE.fullmatch(name):
-                found = of_readme(self.load(folder / name), prefix + name)
-                if found:
-                    return found
-        return findings[0] if findings else None
+            return all_of(known)
+        return next(filter(None, cards), None) or (findings[0] if findings else None)
 
     def listing(self, folder: PurePath) -> tuple[PurePath | None, list[str], frozenset[str]]:
         """The names in a folder; the last folder's are kept, for files come folder by folder."""
@@ -212,7 +225,7 @@ def of_licence_text(text: str, name: str) -> Finding:
     if len(found) == 1:
         return found[0], f"{name}, the text of {found[0]}"
     if found:
-        return None, f"{name} holds the texts of {', '.join(found)}; which one holds is not said"
+        return " AND ".join(found), f"{name} holds the texts of {', '.join(found)}; all count"
     first = text.strip().split("\n")[0]
     named = licence_id(first) if len(text) < 400 else None
     return (named, f"{name}, line 1") if named else (None, f"{name}, a text that is none of the known licences")
@@ -237,13 +250,32 @@ def of_readme(text: str, name: str) -> Finding | None:
             said.append((number, under[1]))
     if not said:
         return None
-    names = [(number, of_statement(words)) for number, words in said]
-    known = {licence for _, licence in names if licence}
-    number, words = said[0]
-    shown = f"{name}, line {number + 1}: {words.strip()[:80]!r}"
-    if len(known) == 1 and all(licence for _, licence in names):
-        return names[0][1], shown
-    return None, f"{shown} names no single known licence"
+    shown = [f"{name}, line {number + 1}: {words.strip()[:80]!r}" for number, words in said]
+    found = [of_claims(words) for _, words in said]
+    if not all(found):
+        return None, f"{shown[found.index(None)]} names no single known licence"
+    return all_of([(licence, line) for licence, line in zip(found, shown, strict=True)])
+
+
+def all_of(findings: list[Finding]) -> Finding:
+    """What several places say: where they differ, all of it, for the strictest must be kept."""
+    said: dict[str, str] = {}
+    for licence, evidence in findings:
+        for name in (licence or "").split(" AND ") if " OR " not in (licence or "") else [f"({licence})"]:
+            said.setdefault(name, evidence)
+    names = [name.strip("()") for name in said] if len(said) == 1 else list(said)
+    return " AND ".join(names), "; ".join(dict.fromkeys(said.values()))
+
+
+def of_claims(words: str) -> str | None:
+    """The licence of the data in a statement that may name several: "CC-BY-4.0 (data), MIT (code)" -> CC-BY-4.0."""
+    if whole := of_statement(words):
+        return whole
+    claims = [(of_statement(part), "".join(ASIDE.findall(part)).lower()) for part in BETWEEN.split(words)]
+    if len(claims) == 1 or not all(licence for licence, _ in claims):
+        return None
+    of_data = [licence for licence, scope in claims if licence and DATA.search(scope)]
+    return " AND ".join(dict.fromkeys(of_data or [licence for licence, _ in claims if licence]))
 
 
 def list_below(lines: list[str], number: int) -> list[int]:

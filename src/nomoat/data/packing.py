@@ -59,7 +59,7 @@ def plan(ends: Indices, length: int) -> Plan:
     full = np.stack([starts[document_F] + nth_F * length, np.full_like(nth_F, length), (nth_F > 0) * 1], axis=1)
     rest_D = np.flatnonzero(sizes % length)
     rest = np.stack([(starts + full_D * length)[rest_D], (sizes % length)[rest_D], (full_D[rest_D] > 0) * 1], axis=1)
-    row_I, hole_R = _best_fit(rest[:, 1], rest[:, 2], length)
+    row_I, hole_R = best_fit(rest[:, 1], rest[:, 2], length)
     order = np.lexsort((-rest[:, 1], -rest[:, 2], row_I))  # in front, a piece from inside a document costs no slot
     rest, row_I = rest[order], row_I[order]
     if hole_R.sum() > (len(full) + len(hole_R)) * length // 100:
@@ -96,7 +96,7 @@ def stored_plan(folder: Path, split: str, ends: Indices, length: int) -> Plan:
     return made
 
 
-def _best_fit(size_I: Indices, inside_I: Indices, length: int) -> tuple[Indices, Indices]:
+def best_fit(size_I: Indices, inside_I: Indices, length: int) -> tuple[Indices, Indices]:
     """Put each piece, the largest first, into the row that it leaves fullest; all pieces of a size at once.
 
     Returns the row of each piece [pieces] and the slots left in each row [rows].

@@ -22,6 +22,7 @@ from typing import IO, Any
 from nomoat.data.document import PIECE_BYTES, Document, Dropped, inside
 from nomoat.data.html_text import TextOf
 from nomoat.data.licence import LicenceFinder, is_licence_file, is_sidecar
+from nomoat.data.rules import OVERRIDES
 from nomoat.data.streams import (
     FREE_BYTES,
     RATIO,
@@ -123,7 +124,7 @@ def set_aside(entry: os.DirEntry[str]) -> str:
         if any(a.exists() and b.exists() for a, b in ours) or entry.name.endswith(".partial"):
             return "a run or dataset of nomoat"
         return OTHERS.get(entry.name, "")
-    if is_sidecar(entry.name) or is_licence_file(entry.name):
+    if is_sidecar(entry.name) or is_licence_file(entry.name) or entry.name == OVERRIDES:
         return "licence file, read as evidence"
     return ""
 

@@ -43,7 +43,7 @@ def page(found: Surprise, count: int = 10) -> str:
             f"<style>{style}</style>\n</head>\n<body>",
             f"<h1>Surprise</h1>\n<p>{found.bits_per_byte:.3f} bits per byte over {len(found.lines):,} lines.",
             f"{_legend()}</p>",
-            f"<h2>The {count} oddest lines</h2>",
+            f"<h2>The {len(found.top(count))} oddest lines</h2>",
             *_top(found, count),
             *_texts(found),
             "</body>\n</html>\n",

@@ -121,8 +121,9 @@ class Surprise:
 
     def as_text(self, count: int = 10) -> str:
         """The oddest lines for people."""
-        head = f"{self.bits_per_byte:.3f} bits per byte over {len(self.lines):,} lines; the {count} oddest:"
-        return "\n".join([head, *(line.as_text() for line in self.top(count))])
+        odd = self.top(count)
+        head = f"{self.bits_per_byte:.3f} bits per byte over {len(self.lines):,} lines; the {len(odd)} oddest:"
+        return "\n".join([head, *(line.as_text() for line in odd)])
 
     def as_json(self, count: int = 10) -> dict[str, Any]:
         """Figures of each text and its lines, and the oddest lines in full."""
@@ -226,18 +227,22 @@ class Usual:
 
 
 def top(lines: Sequence[Line], count: int) -> list[Line]:
-    """The lines with the greatest excess; of lines within five of each other, and of equal lines, the first one."""
+    """The lines with the greatest excess, the oddest first; of equal lines the first one.
+
+    A line within five of an odder one stands back, as one passage would fill the list, unless there is room left.
+    """
     chosen: list[Line] = []
+    beside: list[Line] = []
+    known: set[str] = set()
     for line in sorted(lines, key=lambda line: -line.excess):
         if len(chosen) == count or line.excess <= 0:
             break
-        if not any(
-            other.text.strip() == line.text.strip()
-            or (other.file == line.file and abs(other.number - line.number) <= APART)
-            for other in chosen
-        ):
-            chosen.append(line)
-    return chosen
+        if line.text.strip() in known:
+            continue
+        known.add(line.text.strip())
+        near = any(other.file == line.file and abs(other.number - line.number) <= APART for other in chosen)
+        (beside if near else chosen).append(line)
+    return sorted([*chosen, *beside[: count - len(chosen)]], key=lambda line: -line.excess)
 
 
 def printable(text: str) -> str:

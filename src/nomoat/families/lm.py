@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nomoat.core.device import hollow
 from nomoat.core.errors import ConfigError
 from nomoat.core.family import Family, Parts
 from nomoat.core.types import Batch, Loss, Ports
@@ -60,7 +61,7 @@ class LM:
     def build(self, parts: Parts) -> LanguageModel:
         if self.bits == 16:
             return LanguageModel(self)
-        with torch.device("meta"):  # the float weights are never there, not even for a moment
+        with hollow():  # the float weights are never there, not even for a moment
             model = LanguageModel(self)
         return pack_(model, self.bits)
 
@@ -103,9 +104,8 @@ class LanguageModel(Family):
         )
         if documents_BL is not None and torch.equal(documents_BL, documents_BL[:, :1].expand_as(documents_BL)):
             documents_BL = positions_BL = None  # one document a row: no mask, and only distances matter
-        return (
-            self.stack(self.embed(tokens_BL), positions_BL, Ports(documents_BL=documents_BL)).x_BLD * self.output_scale
-        )
+        ports = Ports(documents_BL=documents_BL, adapter_B=batch.get("adapter"))
+        return self.stack(self.embed(tokens_BL), positions_BL, ports).x_BLD * self.output_scale
 
     def loss(self, batch: Batch, player: str = "model", progress: float = 0.0) -> Loss:
         """Summed nats over the tokens under `mask` [B, L + 1], each predicted from those before it."""
@@ -135,7 +135,8 @@ class LanguageModel(Family):
     def encode(self, batch: Batch) -> Tensor:
         """The mean [B, D] of the stack's output over the tokens under `mask` [B, L]."""
         mask_BL = batch["mask"]
-        x_BLD = self.stack(self.embed(batch["tokens"]), None, Ports(valid_BL=mask_BL)).x_BLD
+        ports = Ports(valid_BL=mask_BL, adapter_B=batch.get("adapter"))
+        x_BLD = self.stack(self.embed(batch["tokens"]), None, ports).x_BLD
         weight_BL1 = mask_BL[..., None].to(x_BLD.dtype)
         return (x_BLD * weight_BL1).sum(1) / weight_BL1.sum(1).clamp(min=1)
 
@@ -146,11 +147,12 @@ class LanguageModel(Family):
     def begin(self, batch: Batch, memory: Memory, slots: Sequence[int]) -> None:
         """A language model has nothing to read before its first token."""
 
-    def decode(self, tokens_BL: Tensor, memory: Memory, slots: Sequence[int]) -> Tensor:
-        """Append tokens [B, L] to the slots and return the logits [B, L, V] after each of them."""
+    def decode(self, tokens_BL: Tensor, memory: Memory, slots: Sequence[int], last: bool = False) -> Tensor:
+        """Append tokens [B, L] to the slots and return the logits [B, L, V] after each; `last`: [B, 1, V]."""
         x_BLD = self.stack(self.embed(tokens_BL), None, Ports(), memory, slots).x_BLD * self.output_scale
+        x_BLD = x_BLD[:, -1:] if last else x_BLD
         layer = self.embed if self.output is None else self.output
-        packed = getattr(layer, "matrix", None)
+        packed = None if self.shared else getattr(layer, "matrix", None)  # adapters learn beside exact weights
         logits_BLV = F.linear(x_BLD, self.table).float() if packed is None else packed.multiply(x_BLD)
         return logits_BLV if self.soft_cap is None else self.soft_cap * torch.tanh(logits_BLV / self.soft_cap)
 

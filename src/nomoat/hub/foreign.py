@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nomoat.core.checkpoint import Later, read_later
 from nomoat.core.errors import DataError, NomoatError
+from nomoat.core.recipe import Ref
+from nomoat.core.tensors import ROW_NUMBERS, Later, read_later
 from nomoat.data.licence import LicenceFinder
 from nomoat.data.spdx import licence_id
 from nomoat.families.lm import LM
@@ -44,13 +46,14 @@ class Foreign:
     """A model in another program's format.
 
     Args:
-        format: `GGUF`, `Hugging Face` or `llama2.c`.
+        format: `GGUF`, `Hugging Face`, `llama2.c` or `PEFT`.
         path: what was opened.
         files: the files with weights.
         config: the model.
         tensors: its weights under our names, each read when it is needed.
         vocabulary: reads its tokenizer and chat template; None where it has none.
         licence: SPDX identifier or what it says, and where that is written; None: it says nothing.
+        start, adapt: of an adapter, the base and its `LoRA`; the tensors are the adapter's alone.
     """
 
     format: str
@@ -60,6 +63,8 @@ class Foreign:
     tensors: Mapping[str, Later]
     vocabulary: Callable[[], Vocabulary | None]
     licence: tuple[str | None, str]
+    start: Ref | None = None
+    adapt: Any = None
 
 
 def open_foreign(path: Path | str) -> Foreign:
@@ -89,13 +94,21 @@ def later(header: Header, name: str) -> Later:
     """A tensor of a GGUF: in its own type where it has no blocks, else in float32."""
     place = header.tensors[name]
 
-    def make() -> Tensor:
-        rows_RS = header.read(name)
+    def made(first: int, count: int, shape: tuple[int, ...]) -> Tensor:
+        rows_RS = header.read(name, first, count)
         if place.kind in PLAIN:
-            return torch.from_numpy(rows_RS).view(DTYPES[place.kind]).view(place.shape)
-        return torch.from_numpy(unpack(place.kind, rows_RS)).view(place.shape)
+            return torch.from_numpy(rows_RS).view(DTYPES[place.kind]).view(shape)
+        return torch.from_numpy(unpack(place.kind, rows_RS)).view(shape)
 
-    return Later(place.shape, DTYPES.get(place.kind, torch.float32), make)
+    def pieces() -> Iterator[Tensor]:
+        step = max(1, ROW_NUMBERS // place.shape[1])
+        for first in range(0, place.rows, step):
+            count = min(step, place.rows - first)
+            yield made(first, count, (count, place.shape[1]))
+
+    dtype = DTYPES.get(place.kind, torch.float32)
+    whole = partial(made, 0, place.rows, place.shape)
+    return Later(place.shape, dtype, whole, pieces if len(place.shape) == 2 else None)
 
 
 def open_gguf(path: Path) -> tuple[Header, LM, Names]:

@@ -75,19 +75,20 @@ class Header:
     metadata: dict[str, Any]
     tensors: dict[str, Place]
 
-    def read(self, name: str) -> Bytes:
-        """The bytes [R, S] of a tensor's rows.
+    def read(self, name: str, first: int = 0, count: int | None = None) -> Bytes:
+        """The bytes [R, S] of a tensor's rows: of `count` from the `first` on (None: of all).
 
         Raises:
             DataError: the file has become shorter since its header was read.
         """
         place = self.tensors[name]
         with self.path.open("rb") as file:
-            file.seek(place.offset)
-            flat = np.fromfile(file, np.uint8, place.rows * place.row_bytes)
-        if len(flat) != place.rows * place.row_bytes:
+            file.seek(place.offset + first * place.row_bytes)
+            count = place.rows - first if count is None else count
+            flat = np.fromfile(file, np.uint8, count * place.row_bytes)
+        if len(flat) != count * place.row_bytes:
             raise DataError(f"{self.path.name} ends within `{name}`", "it is truncated", "fetch it again")
-        return flat.reshape(place.rows, place.row_bytes)
+        return flat.reshape(count, place.row_bytes)
 
 
 def read_header(path: Path) -> Header:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,13 @@ from torch import Tensor
 
 from nomoat.core import checkpoint
 from nomoat.core.budget import Budget
-from nomoat.core.checkpoint import Later
 from nomoat.core.errors import ConfigError, DataError, nearest
 from nomoat.core.recipe import Recipe
 from nomoat.core.run import Run
+from nomoat.core.tensors import Later
 from nomoat.data.imported import Imported
 from nomoat.data.spdx import licence_id
+from nomoat.hub.adapters import is_adapter, open_adapter
 from nomoat.hub.foreign import Foreign, open_foreign
 from nomoat.hub.packing import packed
 
@@ -39,6 +40,7 @@ def import_model(
     dtype: str = "auto",
     licence: str | None = None,
     watch: Watch | None = None,
+    base: Run | Path | str | None = None,
 ) -> Run:
     """Make a run of a model in another program's format; arguments and errors as in `verbs.import_model`.
 
@@ -50,18 +52,20 @@ def import_model(
     known = ("auto", *DTYPES, *PACKED)
     if dtype not in known:
         raise ConfigError(f"there is no dtype `{dtype}`", f"there is {', '.join(known)}", nearest(dtype, known))
-    found = open_foreign(path)
+    found = open_adapter(path, base) if is_adapter(path) or base is not None else open_foreign(path)
     hashes = {file.name: _sha256(file) for file in found.files}
     lines = "".join(f"{digest}  {file}\n" for file, digest in sorted(hashes.items()))
     whole = next(iter(hashes.values())) if len(hashes) == 1 else hashlib.sha256(lines.encode()).hexdigest()
     title = name or (found.path.resolve().name if found.path.is_dir() else found.path.stem)
     data = Imported(str(found.path.resolve()), whole, found.format)
-    about = f"{title}, imported from {found.format}."
+    about = f"{title}, imported from {found.format}{f', beside {found.start.run}' if found.start else ''}."
     # A recipe names a budget; this one is never spent, because there is nothing to train on.
     config, tensors = found.config, typed(found.tensors, dtype)
     if dtype in PACKED:
         config, tensors = packed(config, tensors, PACKED[dtype])
-    run = Run.create(root, title, Recipe(about, config, data, Budget("nothing", 1, "steps"), batch_size=1))
+    never = Budget("nothing", 1, "steps")
+    recipe = Recipe(about, config, data, never, batch_size=1, start=found.start, adapt=found.adapt)
+    run = Run.create(root, title, recipe)
     try:
         tensors = told(tensors, "import", watch)
         checkpoint.save(run.checkpoints, 0, {"weights": tensors}, {"step": 0})
@@ -83,7 +87,8 @@ def _write_words(run: Run, found: Foreign, licence: str | None, hashes: Mapping[
             watch({"kind": "warning", "text": text})
     else:
         run.write_text("tokenizer.json", vocabulary[0])
-        run.write_json("chat.json", vocabulary[1])
+        if vocabulary[1] is not None:
+            run.write_json("chat.json", vocabulary[1])
     stated = (licence_id(licence) or licence, "stated with --licence") if licence else found.licence
     ledger = {
         **asdict(run.recipe.data),
@@ -107,22 +112,22 @@ def typed(tensors: Mapping[str, Later], word: str) -> dict[str, Later]:
         DataError: when one is made, and that type cannot hold it.
     """
 
-    def fitting(name: str, tensor: Later, dtype: torch.dtype) -> Callable[[], Tensor]:
-        def make() -> Tensor:
-            made = tensor.make()
-            cast = made.to(dtype)
-            if dtype == torch.float16 and bool((cast.isinf() & made.isfinite()).any()):
-                largest = float(made.abs().max())
-                raise DataError(f"`{name}` holds {largest:.3g}", "f16 ends at 65,504", "use bf16 or f32")
-            return cast
+    def fitting(name: str, tensor: Later, dtype: torch.dtype) -> Callable[[], Iterator[Tensor]]:
+        def pieces() -> Iterator[Tensor]:
+            for made in tensor.rows():
+                cast = made.to(dtype)
+                if dtype == torch.float16 and bool((cast.isinf() & made.isfinite()).any()):
+                    largest = float(made.abs().max())
+                    raise DataError(f"`{name}` holds {largest:.3g}", "f16 ends at 65,504", "use bf16 or f32")
+                yield cast
 
-        return make
+        return pieces
 
     found = {}
     for name, tensor in tensors.items():
         dtype = DTYPES.get(word, torch.float32 if tensor.dtype == torch.float64 else tensor.dtype)
         same = dtype == tensor.dtype
-        found[name] = tensor if same else Later(tensor.shape, dtype, fitting(name, tensor, dtype))
+        found[name] = tensor if same else Later.by_rows(tensor.shape, dtype, fitting(name, tensor, dtype))
     return found
 
 
@@ -130,14 +135,15 @@ def told(tensors: Mapping[str, Later], kind: str, watch: Watch | None) -> dict[s
     """The same, telling `watch` {"kind", "done", "total"} in bytes as they are made."""
     total, done = sum(tensor.nbytes for tensor in tensors.values()), 0
 
-    def telling(tensor: Later) -> Callable[[], Tensor]:
-        def make() -> Tensor:
+    def telling(tensor: Later) -> Callable[[], Iterator[Tensor]]:
+        def pieces() -> Iterator[Tensor]:
             nonlocal done
-            made, done = tensor.make(), done + tensor.nbytes
-            if watch is not None:
-                watch({"kind": kind, "done": done, "total": total})
-            return made
+            for made in tensor.rows():
+                done += made.nbytes
+                if watch is not None:
+                    watch({"kind": kind, "done": done, "total": total})
+                yield made
 
-        return make
+        return pieces
 
-    return {name: replace(tensor, make=telling(tensor)) for name, tensor in tensors.items()}
+    return {name: Later.by_rows(tensor.shape, tensor.dtype, telling(tensor)) for name, tensor in tensors.items()}

@@ -11,7 +11,7 @@ GGUF holds Mamba-2's decay itself, not its logarithm, and has an axis more or le
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import NamedTuple
@@ -19,8 +19,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from nomoat.core.checkpoint import Later
+from nomoat.core.device import hollow
 from nomoat.core.errors import DataError
+from nomoat.core.tensors import Later
 from nomoat.families.lm import LM
 from nomoat.nn.backbone import Backbone
 
@@ -184,7 +185,7 @@ def wholes(config: LM, names: Names) -> dict[str, Whole]:
     Raises:
         DataError: the architecture has no place for one of them.
     """
-    with torch.device("meta"):
+    with hollow():
         own = replace(config, bits=16).build({}).state_dict()
     backbone = config.backbone
     qkv = [size * backbone.head_size for size in (backbone.heads, backbone.groups, backbone.groups)]
@@ -227,19 +228,21 @@ def read(config: LM, names: Names, theirs: Mapping[str, Later], source: str) -> 
             "to leave them out could change what the model says",
         )
 
-    def joining(each: list[Part], dtype: torch.dtype) -> Callable[[], Tensor]:
-        def make() -> Tensor:
-            read = (theirs[part.name].make().to(_dtype(part, dtype)) for part in each)
-            ours = [CHANGES[part.change][0](tensor, config.backbone) for part, tensor in zip(each, read, strict=True)]
-            return (ours[0] if len(ours) == 1 else torch.cat(ours)).to(dtype).contiguous()
+    def joining(each: list[Part], dtype: torch.dtype) -> Callable[[], Iterator[Tensor]]:
+        def pieces() -> Iterator[Tensor]:
+            for part in each:
+                tensor = theirs[part.name]
+                # A change may need the whole; what stays as it is can be read by rows.
+                for piece in iter((tensor.make(),)) if part.change else tensor.rows():
+                    yield CHANGES[part.change][0](piece.to(_dtype(part, dtype)), config.backbone).to(dtype).contiguous()
 
-        return make
+        return pieces
 
     ours = {}
     for parameter, whole in own.items():
         dtypes = [_dtype(part, theirs[part.name].dtype) for part in whole.parts]
         dtype = reduce(torch.promote_types, dtypes)  # the type that holds them all exactly
-        ours[parameter] = Later(whole.shape, dtype, joining(whole.parts, dtype))
+        ours[parameter] = Later.by_rows(whole.shape, dtype, joining(whole.parts, dtype))
     return ours
 
 

@@ -16,6 +16,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from nomoat.core.device import hollow
 from nomoat.core.errors import ConfigError, nearest
 from nomoat.core.types import Ports, Trace
 from nomoat.nn.condition import make_port
@@ -149,7 +150,7 @@ class Backbone:
 
 @cache
 def _counts(backbone: Backbone) -> tuple[int, int, Stack]:
-    with torch.device("meta"):
+    with hollow():
         stack = Stack(backbone)
     weights = sum(weight.numel() for weight in stack.parameters())
     tables = [table for table in (stack.positions, stack.relative_positions) if table is not None]

@@ -61,7 +61,7 @@ class MambaMemory:
     def reserve(self, slot: int, length: int) -> None:
         """Nothing to do: a state holds any number of tokens."""
 
-    def fork(self, source: int, target: int) -> None:
+    def fork(self, source: int, target: int, length: int) -> None:
         """Copy the slot; its snapshots, which nothing changes, are shared."""
         self.states_SHKN[target], self.tails_SWC[target] = self.states_SHKN[source], self.tails_SWC[source]
         self.lengths[target] = self.lengths[source]

@@ -29,8 +29,8 @@ class LayerMemory(Protocol):
     def reserve(self, slot: int, length: int) -> None:
         """Make room for `length` tokens in the slot; what it holds stays."""
 
-    def fork(self, source: int, target: int) -> None:
-        """Make the target slot an independent copy of the source slot, snapshots included."""
+    def fork(self, source: int, target: int, length: int) -> None:
+        """Make the target slot an independent copy of the source slot, which holds `length` tokens; snapshots too."""
 
     def rewind(self, slot: int, length: int) -> int:
         """Go back to the greatest length that can be reached and is not above `length`; return it (0 always can)."""
@@ -53,12 +53,14 @@ class Memory:
         slots: number of rows.
         contexts: one ContextMemory a layer where the stack has cross-attention, else none.
 
-    `lengths` are the tokens and `context_lengths` the columns of context that each slot holds.
+    `lengths` are the tokens and `context_lengths` the columns of context that each slot holds; `adapters` is the
+    adapter that it is read with, -1 for none: whoever puts a text there sets it.
     """
 
     def __init__(self, layers: Sequence[LayerMemory], slots: int, contexts: Sequence[ContextMemory] = ()) -> None:
         self.layers, self.contexts = tuple(layers), tuple(contexts)
         self.lengths, self.context_lengths, self.reserved = [0] * slots, [0] * slots, [0] * slots
+        self.adapters = [-1] * slots
 
     def reserve(self, slot: int, length: int) -> None:
         """Make room for `length` tokens in the slot."""
@@ -70,9 +72,11 @@ class Memory:
     def fork(self, source: int, target: int) -> None:
         """Make the target slot an independent copy of the source slot."""
         if source != target:
-            for layer in (*self.layers, *self.contexts):
-                layer.fork(source, target)
-            for held in (self.lengths, self.context_lengths, self.reserved):
+            for layer in self.layers:
+                layer.fork(source, target, self.lengths[source])
+            for context in self.contexts:
+                context.fork(source, target, self.context_lengths[source])
+            for held in (self.lengths, self.context_lengths, self.reserved, self.adapters):
                 held[target] = held[source]
 
     def rewind(self, slot: int, length: int) -> int:
@@ -151,9 +155,10 @@ class AttentionMemory:
         """Keys and values [B, G, reach, K] of the rows: views where the rows are a slice and the dtype is kept."""
         return self.keys[rows, :, :reach].to(dtype), self.values[rows, :, :reach].to(dtype)
 
-    def fork(self, source: int, target: int) -> None:
-        """Copy the slot."""
-        self.keys[target], self.values[target] = self.keys[source], self.values[source]
+    def fork(self, source: int, target: int, length: int) -> None:
+        """Copy what the slot holds; what lies behind it is not seen."""
+        for kept in (self.keys, self.values):
+            kept[target, :, :length] = kept[source, :, :length]
 
     def rewind(self, slot: int, length: int) -> int:
         """Any length can be reached: what lies behind it is not seen and written over."""

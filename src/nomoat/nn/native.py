@@ -109,6 +109,7 @@ def why_not(model: Any) -> str:
         "it has condition or context ports": bool(backbone.cond_width or backbone.context_width),
         "its heads are no multiple of 16 wide": bool(backbone.head_size % 16),
         "a width is no multiple of 32": any(size % 32 for size in sizes),
+        "several adapters share its weights": bool(model.stack.rules.adapters),
         "it is not on the CPU": any(not one.is_cpu for one in model.parameters()),
         "its weights are neither bf16 nor fp32": any(
             one.dtype not in (torch.bfloat16, torch.float32) for one in model.parameters()
@@ -187,14 +188,15 @@ class Native:
         """Nothing to read before the first token."""
 
     @torch.no_grad()
-    def decode(self, tokens_BL: Tensor, memory: Memory, slots: Sequence[int]) -> Tensor:
-        """Append tokens [B, L] to the slots and return the logits [B, L, V] after each of them, in float."""
+    def decode(self, tokens_BL: Tensor, memory: Memory, slots: Sequence[int], last: bool = False) -> Tensor:
+        """Append tokens [B, L] to the slots and return the logits [B, L, V] after each, in float; `last`: [B, 1, V]."""
         from nomoat.nn.steps import ROWS
 
         with self._one:
             if tokens_BL.numel() > ROWS:
-                return self.model.decode(tokens_BL, memory, slots)
-            return self._step(tokens_BL, memory, slots)
+                return self.model.decode(tokens_BL, memory, slots, last)
+            logits_BLV = self._step(tokens_BL, memory, slots)
+            return logits_BLV[:, -1:] if last else logits_BLV
 
     def _step(self, tokens_BL: Tensor, memory: Memory, slots: Sequence[int]) -> Tensor:
         batch, length = tokens_BL.shape

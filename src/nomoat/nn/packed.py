@@ -111,9 +111,12 @@ class Packed(nn.Module):
     def rows(self, index: Tensor) -> Tensor:
         """Single rows [..., inputs] in float."""
         flat = index.reshape(-1)
-        tiles, scales = self.tiles[flat // LANES], self.scales[flat // LANES]
-        whole = untiled(tiles, scales, self.bits, LANES * len(flat)).view(len(flat), LANES, -1)
-        return whole[torch.arange(len(flat)), flat % LANES].view(*index.shape, -1)
+        tiles = self.tiles.unflatten(2, (-1, LANES, 4))
+        blocks = tiles[flat // LANES, :, :, flat % LANES]  # [N, groups, blocks, 4]: only those rows of their tiles
+        if self.bits == 4:
+            blocks = torch.cat((blocks & 15, blocks >> 4), dim=2)
+        scales = self.scales[flat // LANES, :, flat % LANES].float()
+        return ((blocks.flatten(2).float() - OFFSETS[self.bits]) * scales[..., None]).view(*index.shape, -1)
 
     def few_rows(self, index_N: Any) -> Any:
         """Single rows [N, inputs] in float32, as NumPy arrays: only those rows of their tiles are touched."""

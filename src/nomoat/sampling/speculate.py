@@ -197,7 +197,7 @@ class ModelDrafts(Paced):
         """Add k tokens to the seat's text; for each the row [1, V] that it was taken from."""
         q: list[Tensor] = []
         while len(q) < k:
-            logits_BV = self._seats.feed([seat], [seat.tokens[seat.read :][:CHUNK]])[:, -1]
+            logits_BV = self._seats.feed([seat], [seat.tokens[seat.read :][:CHUNK]], last=True)[:, -1]
             if seat.waiting:
                 continue
             if not q:

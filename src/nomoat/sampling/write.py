@@ -143,7 +143,7 @@ def _read(model: Decodes, memory: Remembers, rows: list[_Row]) -> Tensor:
             lengths[min(CHUNK, len(tokens))].append(slot)
         for length, slots in lengths.items():
             tokens_BL = torch.tensor([waiting[slot][:length] for slot in slots], device=device)
-            logits_BLV = _call(model.decode, tokens_BL, memory, slots)
+            logits_BLV = _call(model.decode, tokens_BL, memory, slots, True)
             for index, slot in enumerate(slots):
                 waiting[slot] = waiting[slot][length:]
                 if not waiting[slot]:

@@ -14,6 +14,7 @@ import time
 from dataclasses import replace
 from typing import Any
 
+from nomoat.sampling.manner import ANSWERING, WRITING
 from nomoat.sampling.tokens import SamplingOptions
 from nomoat.serve.ask import Ask
 from nomoat.serve.models import Served
@@ -24,12 +25,9 @@ from nomoat.serve.tools import schema_of
 COMPLETION_TOKENS = 16
 """What OpenAI's completions write unless told otherwise; chat writes until the context is full."""
 
-WRITING, ANSWERING = {"temperature": 0.8, "top_p": 0.95}, {"temperature": 0.6, "top_p": 0.95}
-"""How text is drawn where a request names neither: as the commands do, for small models have too long a tail."""
-
 
 def drawing(body: Drawing, max_tokens: int, unless: dict[str, Any]) -> SamplingOptions:
-    """How the text is drawn; another seed every time where none is given."""
+    """How the text is drawn: `unless` the request says so itself; another seed every time where none is given."""
     named: dict[str, Any] = {
         "temperature": body.temperature,
         "top_p": body.top_p,
@@ -77,6 +75,7 @@ async def chat(served: Served, body: ChatRequest, deadline_seconds: float) -> Wa
         top_logprobs=(body.top_logprobs or 0) if body.logprobs else 0,
         constraint=await asyncio.to_thread(served.constraint, *form) if form else None,
         deadline=time.monotonic() + deadline_seconds,
+        adapter=served.adapter,
     )
     return Wanted(
         asks=(ask,),
@@ -104,6 +103,7 @@ async def completion(served: Served, body: CompletionRequest, deadline_seconds: 
         top_logprobs=body.logprobs or 0,
         constraint=await asyncio.to_thread(served.constraint, *form) if form else None,
         deadline=time.monotonic() + deadline_seconds,
+        adapter=served.adapter,
         prompt_logprobs=bool(body.echo) and body.logprobs is not None,
     )
     asks = []

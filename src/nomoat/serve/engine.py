@@ -187,7 +187,7 @@ class Engine:
         """Read a piece of the prompt, all but its last token, and make rows of it at the end; returns its tokens."""
         ask = ticket.ask
         if self._place is None:
-            self._place = self._seats.take(ask.tokens, fresh=ask.prompt_logprobs)
+            self._place = self._seats.take(ask.tokens, ask.prompt_logprobs, ask.adapter)
             self._counts["tokens_in"] += len(ask.tokens)
             self._counts["prefix_tokens_reused"] += self._place.read
         seat, start, last = self._place, self._place.read, len(ask.tokens) - 1
@@ -195,7 +195,7 @@ class Engine:
         if start < seat.parted < end:
             end = seat.parted  # where two texts parted a third may part too: a state is kept there
         if start < end:
-            logits_BLV = self._seats.feed([seat], [ask.tokens[start:end]])
+            logits_BLV = self._seats.feed([seat], [ask.tokens[start:end]], last=not ask.prompt_logprobs)
             self._seats.remember(seat)
             if ask.prompt_logprobs:
                 for chosen in tell(logits_BLV[0].float(), ask.tokens[start + 1 : end + 1], ask.top_logprobs):
@@ -233,7 +233,8 @@ class Engine:
                 groups.setdefault(row.seat.waiting + len(row.draft.tokens), []).append(row)
         for members in groups.values():
             tokens = [[*row.seat.tokens[row.seat.read :], *row.draft.tokens] for row in members]
-            logits_BLV = self._seats.feed([row.seat for row in members], tokens)
+            drafted = any(row.draft.tokens for row in members)
+            logits_BLV = self._seats.feed([row.seat for row in members], tokens, last=not drafted)
             self._counts["steps"] += 1
             plain = [index for index, row in enumerate(members) if not row.draft.tokens]
             if plain:

@@ -135,7 +135,8 @@ def _timed(recipe: Recipe, state: State, chosen: Settings, decisions: Decisions,
     pace = Pace(pace.step, pace.low, pace.high, pace.count, evaluation, size / DISK_BYTES_PER_SECOND)
     times, each = affordable(seconds, evaluation, tools.batches) if evaluation else (0, 0)
     saves = seconds / max(recipe.keep_every_seconds, 1.0)
-    steps = decisions.take("steps", lambda: timed_steps(seconds, tools.elapsed(), pace, saves, times * each))
+    bounded = recipe.budget.bounded
+    steps = decisions.take("steps", lambda: bounded(*timed_steps(seconds, tools.elapsed(), pace, saves, times * each)))
     found = Plan(((0, steps),))
     if evaluation:
         _evaluations(decisions, (seconds, evaluation), tools, found, "s")

@@ -234,7 +234,7 @@ class Training:
             if self.meter is not None and self.recipe.budget.unit == "watt_hours" and (watts := self.meter.watts()):
                 self.seconds = self.recipe.budget.seconds(watts)
             left = (self.seconds or 0.0) - now - self._evaluating - self._saving
-            steps, why = corrected_steps(self.plan, done, left, pace)
+            steps, why = self.recipe.budget.bounded(*corrected_steps(self.plan, done, left, pace))
             self.run.decide("steps", steps, done, why)
             self._last_mark = (done, now)
         self.plan = self.plan.bend(done, self.group.share(steps))
