@@ -61,7 +61,7 @@ def test_every_recipe_of_ours_is_found(name: str) -> None:
 
 
 def test_a_wrong_name_names_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nomoat.core.recipe.listing", lambda: [type("L", (), {"name": "gpt_small"})()])
+    monkeypatch.setattr("nomoat.core.recipe.listing", lambda kind: [type("L", (), {"name": "gpt_small"})()])
     with pytest.raises(ConfigError, match=r"no recipe `gpt-smal`.*did you mean `gpt_small`"):
         find("gpt-smal")
 

@@ -15,9 +15,12 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nomoat.judging import arena, judge
     from nomoat.licensing import licence
     from nomoat.preferring import prefer
     from nomoat.quantising import quantize
+    from nomoat.synthesising import synth
+    from nomoat.teachers import open_teacher
     from nomoat.tuning import tune
     from nomoat.verbs import (
         chat,
@@ -39,13 +42,18 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "chat", "doctor", "evaluate", "export", "generate", "import_model", "licence", "load", "make", "plan", "prefer",
-    "pull", "quantize", "resume", "runs", "serve", "surprise", "train", "tune",
+    "arena", "chat", "doctor", "evaluate", "export", "generate", "import_model", "judge", "licence", "load", "make",
+    "open_teacher", "plan", "prefer", "pull", "quantize", "resume", "runs", "serve", "surprise", "synth", "train",
+    "tune",
 ]  # fmt: skip
 _HOMES = {
+    "arena": "nomoat.judging",
+    "judge": "nomoat.judging",
     "licence": "nomoat.licensing",
+    "open_teacher": "nomoat.teachers",
     "prefer": "nomoat.preferring",
     "quantize": "nomoat.quantising",
+    "synth": "nomoat.synthesising",
     "tune": "nomoat.tuning",
 }
 """Where a verb is defined, unless in `nomoat.verbs`."""

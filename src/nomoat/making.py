@@ -7,6 +7,7 @@ The budget is for the whole way: what reading took, and what the report will tak
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -171,6 +172,7 @@ def trained(run: Run, device: str, watch: Watch | None) -> Run:
     from nomoat.glimpse import glimpsing
     from nomoat.train.loop import train as loop
 
+    _guard(run, watch)
     _with_tokenizer(run)
     before = run.watch
     run.watch = glimpsing(run, watch)
@@ -247,6 +249,27 @@ def begun(forecast: Forecast, recipe: Recipe, path: Path | str | None) -> Run:
 def is_made(run: Run) -> bool:
     """Whether `make` began this run, so that its end is a report."""
     return (run.path / PLAN).exists()
+
+
+def _guard(run: Run, watch: Watch | None) -> None:
+    """Let the collapse guard look at mixed data before the first step; what it finds is a decision of the run.
+
+    Raises:
+        CollapseError: it refuses, and $NOMOAT_SYNTHETIC gives no reason to train all the same.
+    """
+    from nomoat.data.manifest import NAME, Manifest
+
+    folders = [path for path in getattr(run.recipe.data, "paths", ()) if (Path(path) / NAME).is_file()]
+    if run.decided("real_share") is not None or not any(Manifest.load(each).licences.generation for each in folders):
+        return
+    from nomoat.evaluate.collapse import guard
+
+    found = guard(folders, override=os.environ.get("NOMOAT_SYNTHETIC", ""))
+    run.decide("real_share", found.mixture.real_share, 0, "; ".join([found.mixture.as_text(), *found.warnings]))
+    run.note("diversity", generation=found.mixture.generation, drift=found.drift)
+    for text in found.warnings:
+        if watch is not None:
+            watch({"kind": "warning", "text": text})
 
 
 def _with_tokenizer(run: Run) -> None:

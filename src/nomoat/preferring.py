@@ -19,6 +19,7 @@ from nomoat.core.errors import ConfigError, nearest
 from nomoat.core.recipe import Ref, find
 from nomoat.core.run import Run, load
 from nomoat.data.manifest import Manifest
+from nomoat.licensing import refuse
 
 if TYPE_CHECKING:
     from nomoat.evaluate.preferred import Preferred
@@ -31,7 +32,7 @@ EPOCHS = 1
 MOST_COUPLES = 2000
 
 
-def prefer(
+def prefer(  # noqa: PLR0913 - the settings of one verb; each is asked for by name
     model: Run | Path | str,
     pairs: Path | str,
     by: str = "dpo",
@@ -40,6 +41,7 @@ def prefer(
     changes: Sequence[str] = (),
     device: str = "auto",
     watch: Watch | None = None,
+    allow: str | None = None,
 ) -> Run:
     """Tune a model on preferences; a new run, whose model is of the old one's kind (`reward`: a model that judges).
 
@@ -53,11 +55,12 @@ def prefer(
         changes: of that recipe, such as `family.beta=0.2` or `data.context_length=1024`.
         device: `auto`, `cpu`, `cuda` or `mps`.
         watch: told what happens.
+        allow: the reason to go on where the licences of model and pairs forbid it.
 
     Raises:
         ConfigError: no such way or setting, or a model that cannot score or be trained.
         DataError: nothing to learn from, with the reasons.
-        RunError, CheckpointError, StoppedError: see `train.loop.train`.
+        RunError, CheckpointError, StoppedError: see `licensing.refuse` and `train.loop.train`.
     """
     if by not in WAYS:
         raise ConfigError(f"there is no way `{by}`", f"there is {', '.join(WAYS)}", nearest(by, WAYS))
@@ -72,10 +75,15 @@ def prefer(
     family = replace(recipe.family, policy=config)
     recipe = replace(recipe, about=about, family=family, data=data, start=start, adapt=_adapter(lora))
     recipe = override(recipe, changes)
+    read = replace(recipe.data, scored=False).prepare(making.data_root())
+    decisions = refuse(replace(recipe, data=read), allow, watch)  # before any work is done for it
     recipe = replace(recipe, data=recipe.data.prepare(making.data_root(), watch))
     rows = Manifest.load(recipe.data.folder).splits["train"]["documents"]
     steps = budget or f"{math.ceil(EPOCHS * rows / recipe.batch_size)}steps"
-    run = Run.create(None, f"{base.name[11:].rsplit('-', 1)[0]}-{by}", replace(recipe, budget=Budget.parse(steps)))
+    recipe = replace(recipe, budget=Budget.parse(steps))
+    run = Run.create(None, f"{base.name[11:].rsplit('-', 1)[0]}-{by}", recipe)
+    for name, value, why in decisions:
+        run.decide(name, value, 0, why)
     if (base.path / "chat.json").exists():
         shutil.copyfile(base.path / "chat.json", run.path / "chat.json")
     return ended(run, device, watch)

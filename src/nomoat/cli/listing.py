@@ -73,9 +73,12 @@ VERBS = (
     Verb(
         "improve", "quantize last --bits 8", "smaller, faster; what it costs beside it", "nomoat.cli.sharing:quantize"
     ),
+    Verb("improve", "synth self-instruct count=500", "data that a teacher writes", "nomoat.cli.synthesising:synth"),
     Verb("look", "runs", "all runs: state, figure, size", "nomoat.cli.looking:runs"),
     Verb("look", "evaluate last notes", "bits per byte, or a task's score", "nomoat.cli.looking:evaluate"),
     Verb("look", "surprise last draft.txt", "the oddest lines of a file, to a model", "nomoat.cli.looking:surprise"),
+    Verb("look", "judge A B prompts.txt", "which answers better, by --judge RUN", "nomoat.cli.judging:judge"),
+    Verb("look", "arena A B C prompts.txt", "a ladder of several, extended later", "nomoat.cli.judging:arena"),
     Verb("look", "doctor", "what this machine has, and what ails it", "nomoat.cli.looking:doctor"),
     Verb("look", "licence last notes", "what binds a model or data, and why", "nomoat.cli.licensing:licence"),
     Verb("share", "import model.gguf", "a published model becomes a run", "nomoat.cli.sharing:import_"),

@@ -23,6 +23,7 @@ from nomoat.cli.output import Output
 @click.option("--set", "changes", multiple=True, metavar="a.b=c", help="A setting of the recipe, as in train.")
 @click.option("--beta", type=float, help="How dear it is to leave the old model: family.beta. [0.1]")
 @click.option("--budget", help="Time, steps, ... as in make. [each row is read once]")
+@options.allow
 @options.device
 @options.as_json
 @click.pass_obj
@@ -35,7 +36,7 @@ def prefer(output: Output, model: str, pairs: str, by: str, lora: int | None, de
         raise click.UsageError("--full trains all weights, --lora an adapter: give one of them")
     changes = [*asked["changes"], *([f"family.beta={asked['beta']}"] if asked["beta"] is not None else [])]
     with watching(output, f"nomoat prefer {model} {pairs} --by {by}") as watch:
-        run = preferring.prefer(model, pairs, by, lora, asked["budget"], changes, device, watch)
+        run = preferring.prefer(model, pairs, by, lora, asked["budget"], changes, device, watch, asked["allow"])
     text = f"""{(run.path / "report.txt").read_text(encoding="utf-8").rstrip()}
 
 Your model: {run.path}
