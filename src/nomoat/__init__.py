@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nomoat.judging import arena, judge
     from nomoat.licensing import licence
+    from nomoat.preferring import prefer
     from nomoat.quantising import quantize
     from nomoat.synthesising import synth
     from nomoat.teachers import open_teacher
@@ -42,13 +43,15 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "arena", "chat", "doctor", "evaluate", "export", "generate", "import_model", "judge", "licence", "load", "make",
-    "open_teacher", "plan", "pull", "quantize", "resume", "runs", "serve", "surprise", "synth", "train", "tune",
+    "open_teacher", "plan", "prefer", "pull", "quantize", "resume", "runs", "serve", "surprise", "synth", "train",
+    "tune",
 ]  # fmt: skip
 _HOMES = {
     "arena": "nomoat.judging",
     "judge": "nomoat.judging",
     "licence": "nomoat.licensing",
     "open_teacher": "nomoat.teachers",
+    "prefer": "nomoat.preferring",
     "quantize": "nomoat.quantising",
     "synth": "nomoat.synthesising",
     "tune": "nomoat.tuning",

@@ -23,6 +23,7 @@ from nomoat.core.run import Run
 if TYPE_CHECKING:
     from nomoat.core.ledger import Ledger
     from nomoat.data.manifest import Manifest
+    from nomoat.evaluate.preferred import Preferred
     from nomoat.evaluate.report import Report
     from nomoat.evaluate.tuned import Comparison
 
@@ -38,7 +39,7 @@ OTHERS_LIMITS = (
 )
 
 
-def write(run: Run, report: Report | Comparison | None = None) -> dict[str, Any]:
+def write(run: Run, report: Report | Comparison | Preferred | None = None) -> dict[str, Any]:
     """Write card.json, card.md and ledger.json into the run; returns what card.json holds."""
     manifest = manifest_of(run)
     card = gather(run, manifest, report)
@@ -49,7 +50,7 @@ def write(run: Run, report: Report | Comparison | None = None) -> dict[str, Any]
     return card
 
 
-def gather(run: Run, manifest: Manifest | None, report: Report | Comparison | None) -> dict[str, Any]:
+def gather(run: Run, manifest: Manifest | None, report: Report | Comparison | Preferred | None) -> dict[str, Any]:
     """All facts of the card, as plain values."""
     figure = _last(run, "evaluate")
     held_out = {"bits_per_byte": figure.get("bits_per_byte"), "loss": figure.get("loss"), "step": figure.get("step")}
@@ -66,7 +67,7 @@ def gather(run: Run, manifest: Manifest | None, report: Report | Comparison | No
         "expected": _expected(run, report),
         "cost": {name: asdict(cost) for name, cost in costs(run).items()},
         "warnings": [event["text"] for event in run.metrics("warning")],
-        "opens": opens(run.recipe.family),
+        "opens": opens(run.recipe.product),
         "limits": list(OTHERS_LIMITS if hasattr(run.recipe.data, "absent") else getattr(report, "limits", LIMITS)),
         "decisions": run.decisions(),
         "environment": run.read_json("environment.json"),
@@ -132,7 +133,7 @@ def _model(run: Run) -> dict[str, Any]:
     from nomoat.core import checkpoint
 
     found = checkpoint.latest(run.checkpoints)
-    family = run.recipe.family
+    family = run.recipe.product
     facts: dict[str, Any] = {"kind": type(family).__name__, "family": to_json(family)}
     if found is not None:
         group = checkpoint.model_group(found.path)
@@ -159,7 +160,7 @@ def _data(manifest: Manifest | None) -> dict[str, Any] | None:
     }
 
 
-def _expected(run: Run, report: Report | Comparison | None) -> list[dict[str, Any]]:
+def _expected(run: Run, report: Report | Comparison | Preferred | None) -> list[dict[str, Any]]:
     """Name, expected, actual and actual / expected of what the plan, or the recipe, foresaw."""
     from nomoat.train.plan import compare
 
@@ -196,7 +197,7 @@ def _last(run: Run, kind: str) -> dict[str, Any]:
     return next(reversed(run.metrics(kind)), {})
 
 
-def markdown(card: Mapping[str, Any], ledger: Ledger | None, report: Report | Comparison | None) -> str:
+def markdown(card: Mapping[str, Any], ledger: Ledger | None, report: Report | Comparison | Preferred | None) -> str:
     """The card for people."""
     model, held = card["model"], card["held_out"]
     size = f"{model['parameters'] / 1e6:.2f} M parameters" if "parameters" in model else "no checkpoint yet"

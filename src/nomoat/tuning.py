@@ -174,15 +174,15 @@ def _tuned_from(model: Run | Path | str, data: Path | str, asked: _Asked, watch:
     choose(asked.device)
     adapt, base = asked.manner.adapt(), at_hand(model)
     spelling(base)
-    if not isinstance(base.recipe.family, LM):
+    if not isinstance(base.recipe.product, LM):
         raise ConfigError(f"{base.name} is no language model", "only those are tuned so far")
     if asked.general is not None:
         texts_of([asked.general])
-    if asked.manner.bits and asked.manner.bits != base.recipe.family.bits:
+    if asked.manner.bits and asked.manner.bits != base.recipe.product.bits:
         from nomoat.quantising import quantize
 
         base = quantize(base, asked.manner.bits, watch=watch)
-    if base.recipe.family.bits < 16 and adapt is None:
+    if base.recipe.product.bits < 16 and adapt is None:
         raise ConfigError(f"the weights of {base.name} are packed: they have no gradient", fix="use --lora 8")
     lessons = _data(Path(data), base, asked, watch)
     found = checkpoint.latest(base.checkpoints)
@@ -194,7 +194,7 @@ def _tuned_from(model: Run | Path | str, data: Path | str, asked: _Asked, watch:
     rate = asked.manner.rate
     recipe = Recipe(
         about=f"{base.label}, tuned on {Path(data).resolve().name}: {asked.manner.said()}.",
-        family=base.recipe.family,
+        family=base.recipe.product,
         data=lessons,
         budget=_budget(asked, math.ceil(rows / batch_size)),
         batch_size=batch_size,
@@ -240,7 +240,7 @@ def _data(path: Path, base: Run, asked: _Asked, watch: Watch | None) -> Any:
 
     if not path.exists():
         raise ConfigError(f"there is no file or folder {path}", "", "check the path")
-    reach = base.recipe.family.context_length
+    reach = base.recipe.product.context_length
     talks = asked.columns is not None or any(
         isinstance(row, Conversation) for row in read_conversations([path], None, asked.licence)
     )

@@ -147,6 +147,8 @@ def resume(run: Run | Path | str, device: str = "auto", watch: Watch | None = No
     ends = making.made if making.is_made(opened) else tuning.tuned if tuning.is_tuned(opened) else making.trained
     if opened.status == "done" and (ends is making.trained or opened.read_json("report.json")):
         return opened
+    if hasattr(opened.recipe.family, "policy"):
+        from nomoat.preferring import ended as ends
     return ends(opened, device, watch)
 
 

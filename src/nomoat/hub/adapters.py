@@ -65,7 +65,7 @@ def open_adapter(path: Path | str, base: Run | Path | str | None) -> Foreign:
         what, fix = ("an adapter", "--base RUN names its run") if base is None else ("no adapter", "leave --base out")
         raise ConfigError(f"{path} is {what}", "an adapter, and nothing else, stands beside a base", fix)
     opened, source = Run.open(base), folder.resolve().name
-    config = opened.recipe.family
+    config = opened.recipe.product
     if not isinstance(config, LM) or opened.recipe.adapt is not None:
         what = "is adapted already" if isinstance(config, LM) else "is no language model"
         raise ConfigError(f"{opened.name} {what}", "an adapter stands beside a plain language model", "name another")
@@ -197,7 +197,7 @@ def write_adapter(run: Run, folder: Path, dtype: torch.dtype) -> None:
     lora, base = run.recipe.adapt, run.recipe.start
     if not isinstance(lora, LoRA) or base is None:
         raise ConfigError(f"{run.name} is no adapted model", "there is no adapter to write", "use --to hf or --to gguf")
-    parts, layers = _parts(run.recipe.family), adapted_layers(load(run))
+    parts, layers = _parts(run.recipe.product), adapted_layers(load(run))
     thin: dict[str, tuple[Tensor, Tensor]] = {}
     lengths: dict[str, Tensor] = {}
     for name, layer in layers.items():

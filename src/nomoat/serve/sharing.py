@@ -58,6 +58,6 @@ def _alone(run: Run) -> Family:
     path = checkpoint.newest(run.checkpoints).path
     tensors = checkpoint.read(path, "weights") | checkpoint.read(path, checkpoint.model_group(path))
     with hollow():
-        family = run.recipe.adapt.apply(run.recipe.family.build({}))
+        family = run.recipe.adapt.apply(run.recipe.product.build({}))
     family.load_state_dict(tensors, strict=False, assign=True)
     return family

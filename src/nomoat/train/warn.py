@@ -42,10 +42,10 @@ class Watch:
 
     def read(self, batch: Batch) -> None:
         """Count the tokens to be learned, for their entropy: what one knows who only counts."""
-        tokens_BL, mask_BL = batch.get("tokens"), batch.get("mask")
-        if not isinstance(tokens_BL, Tensor) or tokens_BL.dtype.is_floating_point:
+        tokens, mask = batch.get("tokens"), batch.get("mask")
+        if not isinstance(tokens, Tensor) or tokens.dtype.is_floating_point:
             return
-        counted = (tokens_BL if mask_BL is None else tokens_BL[mask_BL]).flatten()
+        counted = (tokens if mask is None else tokens[mask]).flatten()
         counts = torch.bincount(counted)
         if self.counts is None:
             self.counts = counts
