@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nomoat.quantising import quantize
+    from nomoat.synthesising import synth
+    from nomoat.teachers import open_teacher
     from nomoat.tuning import tune
     from nomoat.verbs import (
         chat,
@@ -37,10 +39,15 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "chat", "doctor", "evaluate", "export", "generate", "import_model", "load", "make", "plan", "pull", "quantize",
-    "resume", "runs", "serve", "surprise", "train", "tune",
+    "chat", "doctor", "evaluate", "export", "generate", "import_model", "load", "make", "open_teacher", "plan",
+    "pull", "quantize", "resume", "runs", "serve", "surprise", "synth", "train", "tune",
 ]  # fmt: skip
-_HOMES = {"quantize": "nomoat.quantising", "tune": "nomoat.tuning"}
+_HOMES = {
+    "open_teacher": "nomoat.teachers",
+    "quantize": "nomoat.quantising",
+    "synth": "nomoat.synthesising",
+    "tune": "nomoat.tuning",
+}
 """Where a verb is defined, unless in `nomoat.verbs`."""
 
 

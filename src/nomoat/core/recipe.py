@@ -238,36 +238,45 @@ class Listed(NamedTuple):
     docstring: str
 
 
-def listing(folder: Path | None = None) -> list[Listed]:
-    """Return the recipes in `folder` (default: ours), read from the files' text; nothing is imported."""
+def listing(folder: Path | None = None, kind: str = "Recipe") -> list[Listed]:
+    """Return the recipes in `folder` (default: ours), read from the files' text; nothing is imported.
+
+    Args:
+        folder: of .py files.
+        kind: the type of value; a file has `recipe = Recipe(...)`, or `synth = Synth(...)` for `Synth`.
+    """
     folder = folder or Path(__file__).parents[1] / "recipes"
     recipes = []
     for path in sorted(folder.glob("[!_]*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
-        about = _about(tree)
+        about = _about(tree, kind)
         if about is not None:
             docstring = (ast.get_docstring(tree) or "").partition("\n")[0]
             recipes.append(Listed(path.stem, about, docstring))
     return recipes
 
 
-def find(name: str | Path) -> Recipe:
+def find(name: str | Path, kind: type = Recipe) -> Any:
     """Return the recipe called `name` (dashes or underscores), or the `recipe` of a .py file.
+
+    Args:
+        name: of one of ours, or a path.
+        kind: the type of value; see `listing`.
 
     Raises:
         ConfigError: there is none of that name (the nearest is named), or the file defines no `recipe`.
     """
     path = Path(name)
     if path.suffix == ".py":
-        return _recipe_of(_module_at(path), str(path))
-    known = [listed.name for listed in listing()]
+        return _recipe_of(_module_at(path), str(path), kind)
+    known = [listed.name for listed in listing(kind=kind.__name__)]
     stem = str(name).replace("-", "_")
     if stem not in known:
         near = nearest(stem, known)
         raise ConfigError(
             f"there is no recipe `{name}`", f"there is {', '.join(known) or 'none'}", near or "or give a .py file"
         )
-    return _recipe_of(import_module(f"{PACKAGE}.{stem}"), stem)
+    return _recipe_of(import_module(f"{PACKAGE}.{stem}"), stem, kind)
 
 
 def _module_at(path: Path) -> Any:
@@ -287,22 +296,23 @@ def _module_at(path: Path) -> Any:
     return module
 
 
-def _recipe_of(module: Any, shown: str) -> Recipe:
-    found = getattr(module, "recipe", None)
-    if not isinstance(found, Recipe):
-        raise ConfigError(f"{shown} defines no `recipe`", "", "give it `recipe = Recipe(about=..., ...)`")
+def _recipe_of(module: Any, shown: str, kind: type) -> Any:
+    word = kind.__name__.lower()
+    found = getattr(module, word, None)
+    if not isinstance(found, kind):
+        raise ConfigError(f"{shown} defines no `{word}`", "", f"give it `{word} = {kind.__name__}(about=..., ...)`")
     return found
 
 
-def _about(tree: ast.Module) -> str | None:
-    """The text given as `about` where the file makes its `Recipe`, "" where it is not written out; None: no recipe."""
+def _about(tree: ast.Module, kind: str) -> str | None:
+    """The text given as `about` where the file makes its `kind`, "" where it is not written out; None: no recipe."""
     targets: list[ast.expr] = []
     for node in tree.body:
         targets += [node.target] if isinstance(node, ast.AnnAssign) else getattr(node, "targets", [])
-    if not any(isinstance(target, ast.Name) and target.id == "recipe" for target in targets):
+    if not any(isinstance(target, ast.Name) and target.id == kind.lower() for target in targets):
         return None
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    made = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == Recipe.__name__]
+    made = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == kind]
     given = [word.value for call in made for word in call.keywords if word.arg == "about"]
     given += [call.args[0] for call in made if call.args]
     return next((item.value for item in given if isinstance(item, ast.Constant) and isinstance(item.value, str)), "")

@@ -1,6 +1,7 @@
 """Fetching files over HTTP: resumed where it broke, checked, put in place whole. The one file that opens connections.
 
     url -> name.part (Range: from what is there) -> size and SHA-256 -> rename -> name
+    url, JSON -> post_json (again, later and later, where that may help) -> JSON
 
 Only http and https, only to what was named; a redirect to anything else is refused, and a token goes to no other host.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 import base64
 import errno
 import hashlib
+import json
 import os
 import shutil
 import ssl
@@ -17,11 +19,12 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import lru_cache
 from http.client import HTTPException, HTTPMessage
 from pathlib import Path
 from typing import IO, Any, NamedTuple
-from urllib.parse import quote, unquote, urljoin, urlsplit, urlunsplit
+from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit, urlunsplit
 
 from nomoat.core import durable
 from nomoat.core.errors import DataError
@@ -35,14 +38,28 @@ CHUNK = 1 << 18
 REASONS = {401: "it wants a token (HF_TOKEN)", 403: "it is refused to you", 404: "it is not there"}
 MOST_TOLD = 1 << 26
 """Bytes of the largest list of files that is read."""
+MOST_SAID = 1 << 12
+"""Bytes that are read of why a server refuses."""
+MOST_WAIT = 120.0
+"""Seconds after which a server is asked again at the latest."""
 
 
 class UnreachableError(DataError):
-    """What was asked did not answer (status 0), or answered with an error (its HTTP status)."""
+    """What was asked did not answer (status 0), or answered with an error (its HTTP status).
 
-    def __init__(self, what: str, why: str = "", fix: str = "", status: int = 0) -> None:
+    Attributes:
+        status: HTTP status.
+        wait_seconds: after which it wants to be asked again, where it says so.
+    """
+
+    def __init__(self, what: str, why: str = "", fix: str = "", status: int = 0, wait_seconds: float = 0.0) -> None:
         super().__init__(what, why, fix)
-        self.status = status
+        self.status, self.wait_seconds = status, wait_seconds
+
+    @property
+    def passing(self) -> bool:
+        """Whether the same request may fare better later."""
+        return self.status in (0, 408, 429) or self.status >= 500
 
 
 class Remote(NamedTuple):
@@ -87,6 +104,11 @@ def joined(base: str, link: str) -> tuple[str, str]:
     return urlunsplit(whole._replace(fragment="")), whole.fragment
 
 
+def parts_of(url: str) -> SplitResult:
+    """Scheme, host, path and so on of an address."""
+    return urlsplit(url)
+
+
 def shown(url: str) -> str:
     """The address without user, password and query, for eyes and ledgers."""
     parts = urlsplit(url)
@@ -110,6 +132,53 @@ def read(url: str, accept: str = "*/*", token: str = "") -> Answer:
         if user and shown(url).startswith(f"{final.scheme}://{final.netloc}/"):  # what it links to here may ask as well
             final = final._replace(netloc=f"{user}@{final.netloc}")
         return Answer(data, urlunsplit(final), answer.headers.get_content_type())
+
+
+def post_json(
+    url: str,
+    body: Mapping[str, Any],
+    token: str = "",
+    seconds: float = SECONDS,
+    again: Callable[[], None] | None = None,
+) -> Any:
+    """Send an object and read the JSON that comes back.
+
+    What may pass (no answer, half an answer, 429, 5xx) is tried again, later each time, and not before the server
+    says; nothing is sent on to another address.
+
+    Args:
+        url: where to; http or https.
+        body: JSON values.
+        token: for this host alone; never shown.
+        seconds: without a byte for so long nobody answers.
+        again: told before every further sending.
+
+    Raises:
+        UnreachableError: no answer, or an error; what the server says of it is in it.
+        DataError: the address is none, or it leads elsewhere.
+    """
+    data = json.dumps(body, ensure_ascii=False).encode()
+    for number in range(TRIES):
+        try:
+            return _posted(url, data, token, seconds)
+        except UnreachableError as error:
+            if number == TRIES - 1 or not error.passing:
+                raise
+            time.sleep(min(MOST_WAIT, max(error.wait_seconds, PAUSE_SECONDS * 2**number)))
+        if again is not None:
+            again()
+    raise AssertionError
+
+
+def _posted(url: str, data: bytes, token: str, seconds: float) -> Any:
+    headers = {"Content-Type": "application/json", "Accept": "application/json"}
+    with _open(url, headers, token, data, seconds) as answer, _told(url):
+        raw = answer.read(MOST_TOLD + 1)
+    try:
+        return json.loads(raw)
+    except (ValueError, RecursionError):
+        why = f"{len(raw):,} bytes came, which are no whole JSON"
+        raise UnreachableError(f"{shown(url)} answers in pieces", why, "try again") from None
 
 
 def fetch(remote: Remote, folder: Path, watch: Watch | None = None) -> Path:
@@ -155,7 +224,7 @@ def _complete(remote: Remote, part: Path, watch: Watch | None) -> None:
             tries = 0 if after > before else tries + 1
             if error.status == 416 and before:  # nothing behind what is there: it is of another file
                 part.unlink(missing_ok=True)
-            elif tries >= TRIES or (0 < error.status < 500 and error.status not in (408, 429)):
+            elif tries >= TRIES or not error.passing:
                 kept = f"{after:,} bytes of it are kept: the same command goes on from there"
                 raise UnreachableError(error.what, error.why, kept if after else error.fix, error.status) from error
             time.sleep(PAUSE_SECONDS * 2 ** max(0, tries - 1))
@@ -234,12 +303,24 @@ def _told(url: str) -> Iterator[None]:
     try:
         yield
     except urllib.error.HTTPError as error:
+        wait, why = error.headers.get("Retry-After", ""), REASONS.get(error.code) or _said(error)
         error.close()
-        why = REASONS.get(error.code) or str(error.reason)
-        raise UnreachableError(f"{shown(url)} answers {error.code}", why, "check the name", error.code) from None
+        seconds = (
+            float(wait) if wait.isascii() and wait.isdigit() else 0.0
+        )  # the other form is a date: as if it said none
+        raise UnreachableError(
+            f"{shown(url)} answers {error.code}", why, "check the name", error.code, seconds
+        ) from None
     except (OSError, HTTPException) as error:
         why = str(getattr(error, "reason", "") or error) or type(error).__name__
         raise UnreachableError(f"{shown(url)} cannot be reached", why, "check the network, then try again") from None
+
+
+def _said(error: urllib.error.HTTPError) -> str:
+    """What the server itself says is wrong, where it does in OpenAI's form."""
+    with suppress(OSError, HTTPException, ValueError, TypeError, KeyError, RecursionError):
+        return f"it says: {' '.join(str(json.loads(error.read(MOST_SAID))['error']['message']).split())[:300]}"
+    return ""
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -249,6 +330,8 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
     ) -> urllib.request.Request | None:
         old, new = urlsplit(req.full_url), urlsplit(newurl)
+        if req.data is not None:
+            raise DataError(f"{shown(req.full_url)} leads elsewhere", "what is sent is sent on to no other address")
         if new.scheme not in ("http", "https") or (old.scheme, new.scheme) == ("https", "http"):
             raise DataError(f"{shown(req.full_url)} leads to {new.scheme}:", "that is not followed")
         made = super().redirect_request(req, fp, code, msg, headers, newurl)
@@ -258,21 +341,27 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         return made
 
 
-def _open(url: str, headers: Mapping[str, str], token: str) -> Any:
+@lru_cache(maxsize=2)
+def _trust(certificates: str | None) -> ssl.SSLContext:
+    """Reading all certificates takes ten milliseconds: once is enough."""
+    return ssl.create_default_context(cafile=certificates)
+
+
+def _open(url: str, headers: Mapping[str, str], token: str, data: bytes | None = None, seconds: float = SECONDS) -> Any:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.netloc:
         raise DataError(f"{shown(url)} is no address to fetch from", "it must begin with http:// or https://")
     user, _, host = parts.netloc.rpartition("@")
-    request = urllib.request.Request(urlunsplit(parts._replace(netloc=host, fragment="")), headers=dict(headers))
+    request = urllib.request.Request(urlunsplit(parts._replace(netloc=host, fragment="")), data, dict(headers))
     request.add_header("Accept-Encoding", "identity")
     request.add_header("User-Agent", "nomoat")
     if token or user:
         basic = base64.b64encode(unquote(user).encode()).decode()
         request.add_unredirected_header("Authorization", f"Bearer {token}" if token else f"Basic {basic}")
     trusted = os.environ.get("PIP_CERT") or os.environ.get("REQUESTS_CA_BUNDLE") or None
-    https = urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=trusted))
+    https = urllib.request.HTTPSHandler(context=_trust(trusted))
     with _told(url):
-        answer = urllib.request.build_opener(https, _Redirects).open(request, timeout=SECONDS)
+        answer = urllib.request.build_opener(https, _Redirects).open(request, timeout=seconds)
     if answer.headers.get("Content-Encoding", "identity") != "identity":
         answer.close()
         raise DataError(f"{shown(url)} sends compressed what was asked for as it is")

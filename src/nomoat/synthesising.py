@@ -1,0 +1,453 @@
+"""Synth: a teacher writes data, many requests at once; nothing that was paid for is lost, and the cap is held.
+
+    seeds -> drafts, in order -> sent -> stored -> read, in the order of the drafts -> new? right? good? -> rows.jsonl
+                 ^                                                      |                     \\-> dropped.jsonl, why
+                 \\---------- what was accepted up to `ahead` drafts ago -/
+
+What is asked depends on the recipe and on earlier answers in order, never on who answered first: the same command goes
+through the same requests again, finds those answers in the store that have come, and asks for the others only.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from random import Random
+from typing import Any, NamedTuple
+
+from nomoat.core import durable
+from nomoat.core.config import override
+from nomoat.core.energy import meter
+from nomoat.core.errors import ConfigError, NomoatError, RunError
+from nomoat.core.recipe import find
+from nomoat.core.teacher import Answer, Answers
+from nomoat.data import synth_card, synth_methods
+from nomoat.data.answers import Store, key_of
+from nomoat.data.novelty import Novelty
+from nomoat.data.synth import Draft, Seed, Synth, read_seeds
+from nomoat.data.synth_forecast import KEPT, Forecast
+from nomoat.data.verify import verifier
+from nomoat.teachers import TeacherError, open_teacher
+
+Watch = Callable[[Mapping[str, Any]], None]
+
+ALIKE, OF = 15, 20
+"""So many answers of the last so many that are the same: the teacher repeats itself."""
+ENDLESS = ("self-instruct", "evol")
+"""Methods that could go on for ever; the others end with their seeds."""
+BARREN = 100
+"""Requests in a row that gave nothing: there is nothing new any more."""
+FIRST, SHARE = 8, 0.01
+"""Rows after which it is foretold what all of them cost: so many, or this share of them."""
+TRIES = 3
+"""Errors after which a request is passed over, and errors in a row after which the teacher is."""
+LETTERS = 2.5
+"""Characters a token, at least, where a teacher does not count and before it has."""
+TEMPLATE = 30
+"""Tokens that a chat template adds, at most."""
+
+
+class Made(NamedTuple):
+    """What was written.
+
+    Args:
+        path: the folder, with rows.jsonl, dropped.jsonl, ledger.json, report.json and card.md.
+        report: what report.json holds: rows, dropped by reason, status, cost.
+    """
+
+    path: Path
+    report: dict[str, Any]
+
+
+@dataclass
+class _Job:
+    """A request on its way; `answer` stays None where it was not to be had."""
+
+    draft: Draft
+    who: Answers
+    request: dict[str, Any]
+    key: str
+    answer: Answer | None = None
+    error: str = ""
+    done: threading.Event = field(default_factory=threading.Event)
+
+
+def synth(
+    recipe: Synth | Path | str,
+    changes: Sequence[str] = (),
+    output: Path | str | None = None,
+    teacher: Answers | None = None,
+    keep: Callable[[Mapping[str, Any]], float] | None = None,
+    device: str = "auto",
+    watch: Watch | None = None,
+) -> Made:
+    """Write the data of a recipe, or go on with it: what has come is never asked for again.
+
+    Args:
+        recipe: a Synth, the name of one, or a .py file with `synth = Synth(...)`.
+        changes: fields changed, such as `count=50`.
+        output: the folder; None: `synth/NAME`.
+        teacher: who answers; None: `recipe.teacher`.
+        keep: scores a row; those below `recipe.threshold` are dropped.
+        device: where a teacher that is a run computes.
+        watch: told {"kind": "synth" | "forecast" | "warning", ...}.
+
+    Raises:
+        ConfigError: a recipe that cannot work, or a teacher whose licence nobody has stated.
+        DataError: no seeds, or none that can be read.
+        RunError: the folder is in use, or the disk is full.
+        TeacherError: the teacher does not answer; the same command goes on where it stopped.
+    """
+    name = recipe.about if isinstance(recipe, Synth) else Path(recipe).stem
+    made: Synth = override(recipe if isinstance(recipe, Synth) else find(recipe, Synth), changes)
+    seeds = read_seeds(made.seeds, made.seeds_licence)
+    if not made.teacher and teacher is None:
+        raise ConfigError("the recipe names no teacher", "", "teacher=RUN, or teacher=http://host:8000/v1#model")
+    label = "-".join(name.replace("_", "-").lower().split())[:40].strip("-.")
+    with ExitStack() as held:
+        store = Store(Path(output) if output is not None else Path("synth") / label)
+        held.callback(store.close)
+
+        def opened(where: str) -> Answers:
+            licence, terms = made.licence or None, made.terms or None
+            return held.enter_context(open_teacher(where, licence, terms, device, made.key, made.seconds))
+
+        asked = teacher if teacher is not None else opened(made.teacher)
+        judge = None if not made.judge else asked if made.judge == "teacher" else opened(made.judge)
+        return _Writing(made, seeds, asked, judge, keep, store, watch or (lambda event: None)).run()
+
+
+class _Writing:
+    """One session of a recipe. The main thread makes drafts and reads answers; others send and store."""
+
+    def __init__(
+        self,
+        recipe: Synth,
+        seeds: list[Seed],
+        teacher: Answers,
+        judge: Answers | None,
+        keep: Callable[[Mapping[str, Any]], float] | None,
+        store: Store,
+        watch: Watch,
+    ) -> None:
+        self.recipe, self.seeds, self.teacher, self.judge, self.keep = recipe, seeds, teacher, judge, keep
+        self.store, self.watch, self.check, self.limit = store, watch, verifier(recipe.verifier), recipe.limit
+        self.rows: list[dict[str, Any]] = []
+        self.dropped: list[dict[str, Any]] = []
+        self.accepted: list[Seed] = []
+        self.novelty, self._answers_to = Novelty(recipe.nearest), set[tuple[str, str]]()
+        for seed in seeds:
+            self.novelty.add(seed.text)
+        self._begun, self._barren, self._lately = 0, 0, deque[str](maxlen=OF)
+        self._more: deque[Draft] = deque()
+        self._unsent: deque[_Job] = deque()
+        self._forecast, self._first = Forecast(), ""
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._mutex = threading.Lock()
+        self._under_way, self._errors, self._stopping = 0, 0, ""
+        self._failure: NomoatError | None = None
+        self._kept_at = self._told = time.monotonic()
+        self._before, self._foretold, self._meter = store.spent(), False, meter()
+        self._seconds, self._tokens, self._asked = self._before.seconds, Counter[str](), Counter[tuple[str, str, int]]()
+
+    def run(self) -> Made:
+        """Write until there are enough rows, or no more can be had."""
+        threads = [threading.Thread(target=self._work, daemon=True) for _ in range(self.recipe.concurrency)]
+        for thread in threads:
+            thread.start()
+        pending: deque[_Job] = deque()
+        status = "done"
+        try:
+            while len(self.rows) < self.recipe.count:
+                while len(pending) < self.recipe.ahead and (draft := self._next(pending)) is not None:
+                    pending.append(self._ask(draft))
+                if not pending:
+                    break
+                job = pending.popleft()
+                if not job.done.is_set():  # only now: going through what has come already must send nothing
+                    while self._unsent:
+                        self._jobs.put(self._unsent.popleft())
+                    job.done.wait()
+                if job.answer is None and not job.error:
+                    break
+                self._read(job)
+                self._tell(pending)
+        except BaseException as error:
+            status = "stopped"
+            if isinstance(error, KeyboardInterrupt):
+                text = "what is on its way is waited for and kept; Ctrl-C again leaves it"
+                self.watch({"kind": "warning", "text": text})
+            raise
+        finally:
+            self._stopping = self._stopping or " "
+            for _ in threads:
+                self._jobs.put(None)
+            for thread in threads:  # what is on its way is paid for: it is waited for and kept
+                thread.join()
+            made = self._finish(self._stopping.strip() or status)
+        if self._failure is not None:
+            raise self._failure
+        return made
+
+    # Drafts and answers, in order
+
+    def _next(self, pending: deque[_Job]) -> Draft | None:
+        """The next draft; None: there is no more, or none may begin before some of those on their way have come."""
+        if self._more:
+            return self._more.popleft()
+        likely = sum(job.draft.stage in ("answer", "row") for job in pending)
+        if (likely and len(self.rows) + likely >= self.recipe.count) or self._barren >= BARREN:
+            return None
+        chance = Random(f"{self.recipe.seed}/{self._begun}")
+        draft = synth_methods.METHODS[self.recipe.method].begin(self.seeds, self.accepted, self._begun, chance)
+        self._begun += 1
+        self._first = draft.stage if draft is not None else self._first
+        if draft is not None and draft.stage == "answer":
+            self._more += self._samples(draft)
+            return self._more.popleft()
+        return draft
+
+    def _samples(self, draft: Draft) -> list[Draft]:
+        return [replace(draft, sample=number) for number in range(self.recipe.samples)]
+
+    def _ask(self, draft: Draft) -> _Job:
+        """Hand a draft to whoever sends, unless its answer has come in an earlier session."""
+        recipe, scoring = self.recipe, draft.stage == "row"
+        who = self.judge if scoring and self.judge is not None else self.teacher
+        ask = synth_methods.judged(draft, recipe.rubric) if scoring else draft.ask
+        again = self._asked[who.name, ask, draft.sample]  # the same once more: another sample of it
+        self._asked[who.name, ask, draft.sample] += 1
+        sample = draft.sample + again * recipe.samples
+        request = {
+            "messages": [{"role": "user", "content": ask}],
+            "max_tokens": recipe.max_tokens,
+            "temperature": 0.0 if scoring else recipe.temperature,
+            "top_p": 1.0 if scoring else recipe.top_p,
+            "seed": (recipe.seed * 1_000_003 + sample) % 2**31,
+        }
+        key = key_of(request, who.name, getattr(who, "where", ""), sample)
+        job = _Job(draft, who, request, key, self.store.find(key))
+        if job.answer is not None:
+            job.done.set()
+        else:
+            self._unsent.append(job)
+        return job
+
+    def _read(self, job: _Job) -> None:
+        """Make of an answer what it gives: further drafts, a row, or nothing, with the reason."""
+        draft, answer = job.draft, job.answer
+        more, rows = len(self._more), len(self.rows)
+        if answer is None:
+            self._drop(draft, "no answer", job.error)
+        elif draft.stage == "row":
+            self._scored(draft, synth_methods.score(answer.text), answer.text)
+        elif answer.finish == "refused" or synth_methods.refuses(answer.text):
+            self._drop(draft, "refused", answer.text)
+        elif answer.finish == "length" and draft.stage == "answer":
+            self._drop(draft, "cut off", f"after {answer.completion_tokens} tokens")
+        else:
+            drafts = synth_methods.read(self.recipe.method, draft, answer.text)
+            if not drafts:
+                self._drop(draft, "nothing in it", answer.text)
+            for each in drafts:
+                self._take(each)
+        gave = [each.stage for each in [*self._more][more:]] + [KEPT] * (len(self.rows) - rows)
+        self._barren = 0 if gave else self._barren + 1
+        if answer is not None:
+            self._forecast.saw(draft.stage, answer, gave)
+        if draft.stage != "row" and answer is not None:
+            self._lately.append(answer.text)
+            text, times = Counter(self._lately).most_common(1)[0]
+            if times >= ALIKE:
+                self._stop(f"the teacher repeats itself: {times} of its last {OF} answers are `{text[:60]}`")
+        if self._barren >= BARREN:
+            self._stop(f"nothing new came of the last {BARREN} answers")
+
+    def _take(self, draft: Draft) -> None:
+        """A draft that came out of an answer: only what is new goes on, and a row only if it is right."""
+        if draft.topic:
+            if len(draft.topic.split()) < synth_methods.SHORTEST:
+                return self._drop(draft, "too short", draft.topic)
+            if (found := self.novelty.nearest(draft.topic)) is not None:
+                return self._drop(draft, "not new", f"ROUGE-L {found[1]:.2f} to number {found[0]}")
+            self.novelty.add(draft.topic)
+            draft = replace(draft, topic="")
+        if draft.stage != "row":
+            self._more += self._samples(draft) if draft.stage == "answer" else [draft]
+            return None
+        if self.check is not None and (wrong := self.check(draft.answer, draft.reference)):
+            return self._drop(draft, wrong, draft.answer)
+        if (draft.instruction, draft.answer) in self._answers_to:
+            return self._drop(draft, "the same answer", draft.answer)
+        self._answers_to.add((draft.instruction, draft.answer))
+        if self.judge is not None:
+            self._more.append(draft)
+        elif self.keep is not None:
+            self._scored(draft, self.keep(draft.row(self.recipe.method, self.teacher)), "")
+        else:
+            self._keep(draft, {})
+        return None
+
+    def _scored(self, draft: Draft, score: float | None, said: str) -> None:
+        if score is None:
+            self._drop(draft, "no score", said)
+        elif score < self.recipe.threshold:
+            self._drop(draft, "below the threshold", f"{score:g} of {self.recipe.threshold:g}: {said}")
+        else:
+            self._keep(draft, {"score": score, "said": said.strip()})
+
+    def _keep(self, draft: Draft, more: Mapping[str, Any]) -> None:
+        row = draft.row(self.recipe.method, self.teacher)
+        self.rows.append({**row, **more})
+        self.accepted.append(Seed(draft.instruction, draft.answer, row["licence"], row["generation"]))
+
+    def _drop(self, draft: Draft, reason: str, detail: str) -> None:
+        row = draft.row(self.recipe.method, self.teacher)
+        self.dropped.append({"reason": reason, "detail": detail[:500], "stage": draft.stage, **row})
+
+    # Sending, on other threads
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            try:
+                self._send(job)
+            except NomoatError as error:
+                self._failure, self._stopping = self._failure or error, self._stopping or "stopped"
+            except Exception as error:  # a fault of ours must not leave the main thread waiting
+                self._failure, self._stopping = RunError("synth failed", repr(error)), "stopped"
+            job.done.set()
+
+    def _send(self, job: _Job) -> None:
+        """Send until an answer is stored, the request is passed over, or all stops."""
+        while self._may(job):
+            self.store.sent(job.key, job.who.name, job.request)
+            try:
+                answer = job.who.answer(**job.request)
+            except NomoatError as error:
+                with self._mutex:
+                    self._under_way -= 1
+                if self._failed(job, error):
+                    return
+                continue
+            self._store(job, answer)
+            return
+
+    def _store(self, job: _Job, answer: Answer) -> None:
+        """Keep an answer; only then it is used."""
+        letters = len(job.request["messages"][0]["content"])
+        counted = bool(answer.prompt_tokens or answer.completion_tokens)
+        if not counted:
+            read, written = (int(count / LETTERS) + 1 for count in (letters, len(answer.text)))
+            answer = replace(answer, prompt_tokens=read, completion_tokens=written)
+        with self._mutex:
+            now, self._errors = time.monotonic(), 0
+            self.store.answered(job.key, answer, now - self._kept_at)
+            self._seconds, self._kept_at = self._seconds + now - self._kept_at, now
+            self._under_way -= 1
+            self._tokens += Counter(letters=letters, read=answer.prompt_tokens, written=answer.completion_tokens)
+            self._tokens["estimated"] += not counted
+        job.answer = answer
+
+    def _may(self, job: _Job) -> bool:
+        """Whether one more may be sent: nobody stops us, and it cannot lead beyond the cap."""
+        with self._mutex:
+            if self._stopping:
+                return False
+            if self.limit is not None and self._used(job) > self.limit.amount:
+                self._stopping = f"stopped at the cap of {self.recipe.cap}"
+                return False
+            self._under_way += 1
+            return True
+
+    def _used(self, job: _Job) -> float:
+        """Of what is capped: spent, and what the requests on their way and this one may cost at most."""
+        assert self.limit is not None
+        if self.limit.unit == "seconds":
+            return self._seconds + time.monotonic() - self._kept_at
+        letters, count = len(job.request["messages"][0]["content"]), self._under_way + 1
+        share = max(1 / LETTERS, 1.2 * self._tokens["read"] / max(1, self._tokens["letters"]))
+        read = self._before.prompt_tokens + self._tokens["read"] + count * (letters * share + TEMPLATE)
+        written = self._before.completion_tokens + self._tokens["written"] + count * self.recipe.max_tokens
+        return read + written if self.limit.unit == "tokens" else _money((read, written), self.recipe.price)
+
+    def _failed(self, job: _Job, error: NomoatError) -> bool:
+        """Whether the request is over. While others are answered one is passed over; else the teacher is gone."""
+        times = self.store.failed(job.key)
+        with self._mutex:
+            self._errors += 1
+            if isinstance(error, TeacherError) and (error.lasting or self._errors >= TRIES):
+                fix = error.fix or "type the same again: it goes on where it stopped"
+                self._failure = self._failure or TeacherError(error.what, error.why, fix)
+                self._stopping = self._stopping or f"stopped: {error.what}"
+                return True
+        if times >= TRIES or not isinstance(error, TeacherError):
+            job.error = str(error)
+            return True
+        return False
+
+    def _stop(self, why: str) -> None:
+        if not self._stopping:
+            self._stopping = f"stopped: {why}"
+            self.watch({"kind": "warning", "text": f"{why}; stopped, and what has come is kept"})
+
+    # What is told and written
+
+    def _tell(self, pending: Sequence[_Job]) -> None:
+        """Progress, twice a second; once, after the first rows, what all of them will cost."""
+        rows, wanted = len(self.rows), self.recipe.count
+        now = time.monotonic()
+        due = not self._foretold and rows >= min(wanted, max(FIRST, SHARE * wanted))
+        if now - self._told < 0.5 and not due:
+            return
+        self._told, spent = now, self.store.spent()
+        at_hand = [*(job.draft.stage for job in pending), *(draft.stage for draft in self._more)]
+        most = float("inf") if self.recipe.method in ENDLESS else (len(self.seeds) - self._begun) * self.recipe.samples
+        rest = self._forecast.whole(at_hand, self._first, rows, wanted, most)
+        tokens = spent.prompt_tokens + rest.read, spent.completion_tokens + rest.written
+        # A pause between sessions costs nothing: seconds follow the tokens written.
+        seconds = spent.seconds * tokens[1] / max(1, spent.completion_tokens)
+        told = {"rows": rows, "wanted": wanted, "dropped": len(self.dropped)}
+        told |= {"tokens": spent.prompt_tokens + spent.completion_tokens, "seconds": spent.seconds}
+        self.watch({"kind": "synth", **told, "seconds_left": seconds - spent.seconds})
+        if due:
+            self._foretold = True
+            self._foretell(round(rows + rest.rows), tokens, seconds)
+
+    def _foretell(self, rows: int, tokens: tuple[float, float], seconds: float) -> None:
+        whole = {"tokens": sum(tokens), "seconds": seconds, "money": _money(tokens, self.recipe.price)}
+        self.watch({"kind": "forecast", "rows": min(rows, self.recipe.count), **whole, "cap": self.recipe.cap})
+        if self.limit is not None and whole[self.limit.unit] > self.limit.amount:
+            count = int(rows * self.limit.amount / whole[self.limit.unit])
+            self.watch({"kind": "warning", "text": f"the cap of {self.recipe.cap} will do for about {count:,} rows"})
+
+    def _finish(self, status: str) -> Made:
+        """Write the rows and what is known of them."""
+        folder, spent, recipe = self.store.path.parent, self.store.spent(), self.recipe
+        for name, lines in (("rows.jsonl", self.rows), ("dropped.jsonl", self.dropped)):
+            durable.replace(folder / name, "".join(map(durable.dump, lines)).encode())
+        tokens = spent.prompt_tokens, spent.completion_tokens
+        cost: dict[str, Any] = {**spent._asdict(), "money": _money(tokens, recipe.price)}
+        cost["currency"] = self.limit.currency if self.limit is not None else ""
+        cost["asked_here"] = spent.answers - self._before.answers
+        cost["watt_hours_here"] = self._meter.watt_hours() if self._meter else None
+        cost["estimated_here"] = self._tokens["estimated"]
+        cost["sent_again_by_http"] = getattr(self.teacher, "sent_again", 0)
+        report = {"status": status, "rows": len(self.rows), "wanted": recipe.count}
+        report |= {"dropped": dict(Counter(each["reason"] for each in self.dropped).most_common()), "cost": cost}
+        report |= {"teacher": self.teacher.name, "licence": self.teacher.licence, "terms": self.teacher.terms}
+        durable.replace(folder / "report.json", (json.dumps(durable.strict(report), indent=1) + "\n").encode())
+        durable.replace(folder / "ledger.json", synth_card.ledger(self.rows, self.recipe).encode())
+        durable.replace(folder / "card.md", synth_card.card(self.recipe, report).encode())
+        return Made(folder, report)
+
+
+def _money(tokens: tuple[float, float], price: tuple[float, float]) -> float:
+    """What tokens read and written cost, by prices of a million."""
+    return sum(count * each for count, each in zip(tokens, price, strict=True)) / 1e6
