@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from nomoat import __version__
 from nomoat.core.config import to_json
@@ -23,8 +23,6 @@ from nomoat.core.run import Run
 if TYPE_CHECKING:
     from nomoat.core.ledger import Ledger
     from nomoat.data.manifest import Manifest
-    from nomoat.evaluate.report import Report
-    from nomoat.evaluate.tuned import Comparison
 
 LIMITS = (
     "It continues text in the manner of its training text. It is no assistant, knows no facts reliably, and must not "
@@ -38,7 +36,14 @@ OTHERS_LIMITS = (
 )
 
 
-def write(run: Run, report: Report | Comparison | None = None) -> dict[str, Any]:
+class Reported(Protocol):
+    """What a run has come to, for its card; `limits` and `model` (its held-out bits per byte) where it has them."""
+
+    def as_markdown(self) -> str: ...
+    def as_json(self) -> dict[str, Any]: ...
+
+
+def write(run: Run, report: Reported | None = None) -> dict[str, Any]:
     """Write card.json, card.md and ledger.json into the run; returns what card.json holds."""
     manifest = manifest_of(run)
     card = gather(run, manifest, report)
@@ -49,7 +54,7 @@ def write(run: Run, report: Report | Comparison | None = None) -> dict[str, Any]
     return card
 
 
-def gather(run: Run, manifest: Manifest | None, report: Report | Comparison | None) -> dict[str, Any]:
+def gather(run: Run, manifest: Manifest | None, report: Reported | None) -> dict[str, Any]:
     """All facts of the card, as plain values."""
     figure = _last(run, "evaluate")
     held_out = {"bits_per_byte": figure.get("bits_per_byte"), "loss": figure.get("loss"), "step": figure.get("step")}
@@ -66,7 +71,7 @@ def gather(run: Run, manifest: Manifest | None, report: Report | Comparison | No
         "expected": _expected(run, report),
         "cost": {name: asdict(cost) for name, cost in costs(run).items()},
         "warnings": [event["text"] for event in run.metrics("warning")],
-        "opens": opens(run.recipe.family),
+        "opens": opens(run.recipe.product),
         "limits": list(OTHERS_LIMITS if hasattr(run.recipe.data, "absent") else getattr(report, "limits", LIMITS)),
         "decisions": run.decisions(),
         "environment": run.read_json("environment.json"),
@@ -132,7 +137,7 @@ def _model(run: Run) -> dict[str, Any]:
     from nomoat.core import checkpoint
 
     found = checkpoint.latest(run.checkpoints)
-    family = run.recipe.family
+    family = run.recipe.product
     facts: dict[str, Any] = {"kind": type(family).__name__, "family": to_json(family)}
     if found is not None:
         group = checkpoint.model_group(found.path)
@@ -159,7 +164,7 @@ def _data(manifest: Manifest | None) -> dict[str, Any] | None:
     }
 
 
-def _expected(run: Run, report: Report | Comparison | None) -> list[dict[str, Any]]:
+def _expected(run: Run, report: Reported | None) -> list[dict[str, Any]]:
     """Name, expected, actual and actual / expected of what the plan, or the recipe, foresaw."""
     from nomoat.train.plan import compare
 
@@ -196,7 +201,7 @@ def _last(run: Run, kind: str) -> dict[str, Any]:
     return next(reversed(run.metrics(kind)), {})
 
 
-def markdown(card: Mapping[str, Any], ledger: Ledger | None, report: Report | Comparison | None) -> str:
+def markdown(card: Mapping[str, Any], ledger: Ledger | None, report: Reported | None) -> str:
     """The card for people."""
     model, held = card["model"], card["held_out"]
     size = f"{model['parameters'] / 1e6:.2f} M parameters" if "parameters" in model else "no checkpoint yet"

@@ -64,7 +64,9 @@ class Spending:
 
 
 def prepared(recipe: Recipe, root: Path | str | None, watch: Watch | None) -> Recipe:
-    """The recipe with its files read into shards, where it names files."""
+    """The recipe with its files read into shards, where it names files, and with its start's model to be wrapped."""
+    if recipe.start is not None and getattr(recipe.family, "policy", recipe) is None:
+        recipe = replace(recipe, family=replace(recipe.family, policy=Run.open(recipe.start).recipe.product))
     if not hasattr(recipe.data, "prepare"):
         return recipe
     return replace(recipe, data=recipe.data.prepare(data_root(root), watch))

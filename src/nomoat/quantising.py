@@ -56,7 +56,7 @@ def quantize(
     from nomoat.hub.packing import packed
 
     opened = Run.open(run)
-    config = opened.recipe.family
+    config = opened.recipe.product
     if bits not in (8, 4):
         raise ConfigError(f"weights of {bits} bits are not known", fix="use --bits 8 or --bits 4")
     if not isinstance(config, LM):

@@ -64,6 +64,13 @@ VERBS = (
         trains=True,
     ),
     Verb(
+        "improve",
+        "prefer last pairs.jsonl",
+        "taught by better and worse answers",
+        "nomoat.cli.preferring:prefer",
+        trains=True,
+    ),
+    Verb(
         "improve", "quantize last --bits 8", "smaller, faster; what it costs beside it", "nomoat.cli.sharing:quantize"
     ),
     Verb("improve", "synth self-instruct count=500", "data that a teacher writes", "nomoat.cli.synthesising:synth"),

@@ -101,6 +101,11 @@ class Family(nn.Module):
         """The family that is kept: the run's weights, load, serve and export are the product's."""
         return self
 
+    @property
+    def starts(self) -> Family:
+        """The part that begins with the weights of a recipe's `start`, and that is adapted."""
+        return self.product
+
     def example(self, samples: int = 2) -> Batch:
         """A small valid batch, the same every time."""
         raise NotImplementedError

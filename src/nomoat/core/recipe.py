@@ -199,6 +199,11 @@ class Recipe:
     def __hash__(self) -> int:
         return hash((self.about, self.budget, self.batch_size, self.seed))
 
+    @property
+    def product(self) -> Any:
+        """The config of the family that is kept: a wrapping config names it, any other is it."""
+        return getattr(self.family, "product", self.family)
+
     def build(self, parts: Mapping[str, Any] | None = None) -> Family:
         """Return the untrained family: built from its parts, then started from another run, then adapted.
 
@@ -223,7 +228,7 @@ class Recipe:
                     f"merge it first: `nomoat export {self.start.run}`, then `nomoat import` what that wrote",
                 )
             try:
-                family.product.load_state_dict(begun.state_dict())
+                family.starts.load_state_dict(begun.state_dict())
             except RuntimeError as error:
                 why = " ".join(str(error).split())[:300]
                 raise ConfigError(f"the weights of {self.start.run} are not of this recipe's family", why) from error

@@ -342,7 +342,8 @@ def _filled(recipe: Recipe, parts: Mapping[str, Any] | None, tensors: dict[str, 
         family = recipe.build(parts)  # what it shares with its base is the base's
         family.take(tensors)
         return family
-    recipe = replace(recipe, start=None)  # whatever it began with, the checkpoint holds all of it
+    # Whatever it began with, the checkpoint holds all of it; and of what wraps it, nothing.
+    recipe = replace(recipe, start=None, family=recipe.product)
     with torch.device("meta"):
         family = recipe.build(parts)
     own = family.state_dict()

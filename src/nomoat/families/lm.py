@@ -127,8 +127,10 @@ class LanguageModel(Family):
 
     def score(self, batch: Batch) -> Tensor:
         """Log-probability [B, L] in nats of tokens[:, 1:]; 0 where the mask is False."""
-        logp_BL = log_probabilities(self.trunk(batch), self.table, batch["tokens"][:, 1:], self.soft_cap)
-        return logp_BL * batch["mask"][:, 1:]
+        counted_BL, x_BLD = batch["mask"][:, 1:], self.trunk(batch)
+        targets_N = batch["tokens"][:, 1:][counted_BL]  # an answer is often a small part of its row
+        logp_1N = log_probabilities(x_BLD[counted_BL][None], self.table, targets_N[None], self.soft_cap)
+        return logp_1N.new_zeros(counted_BL.shape).masked_scatter(counted_BL, logp_1N)
 
     def encode(self, batch: Batch) -> Tensor:
         """The mean [B, D] of the stack's output over the tokens under `mask` [B, L]."""

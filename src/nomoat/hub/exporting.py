@@ -50,7 +50,7 @@ def export_model(
     if to not in FORMS or dtype not in kinds:
         word, known = (dtype, kinds) if to in FORMS else (to, FORMS)
         raise ConfigError(f"`{word}` cannot be written", f"there is {', '.join(known)}", nearest(word, known))
-    family = opened.recipe.family
+    family = opened.recipe.product
     if not isinstance(family, LM):
         raise ConfigError(f"{opened.name} is no language model", "only those have a place in these formats")
     config = metadata_of(family) if to == "gguf" else write_config(family)
@@ -91,10 +91,10 @@ def weights_of(run: Run) -> dict[str, Later]:
     ours = checkpoint.waiting(found.path, "weights")
     ours |= checkpoint.waiting(found.path, checkpoint.model_group(found.path))
     with torch.device("meta"):
-        wanted = {name: tuple(tensor.shape) for name, tensor in run.recipe.family.build({}).state_dict().items()}
+        wanted = {name: tuple(tensor.shape) for name, tensor in run.recipe.product.build({}).state_dict().items()}
     if {name: tensor.shape for name, tensor in ours.items()} != wanted:
         raise CheckpointError(f"the weights of {run.name} do not fit its recipe")
-    return unpacked(run.recipe.family, ours)
+    return unpacked(run.recipe.product, ours)
 
 
 def _words(run: Run) -> tuple[str, dict[str, Any]] | None:

@@ -112,7 +112,7 @@ def summed_nats(
 def log_probabilities(x_BLD: Tensor, table_VD: Tensor, targets_BL: Tensor, soft_cap: float | None = None) -> Tensor:
     """Log-probability [B, L] in nats of each target, chunk by chunk, with an ordinary gradient."""
     x_ND, targets_N = x_BLD.flatten(0, -2), targets_BL.flatten()
-    pieces = []
+    pieces = [x_ND.new_zeros(0, dtype=torch.float32)]
     for piece in _slices(len(x_ND), len(table_VD), 4 * PIECE_NUMBERS):
         logits_CV = _capped(F.linear(x_ND[piece], table_VD).float(), soft_cap)
         pieces.append(-F.cross_entropy(logits_CV, targets_N[piece], reduction="none"))

@@ -70,7 +70,7 @@ class LoRA:
         Raises:
             ConfigError: a target that there is not, a rank above a layer's width, a model that is adapted already.
         """
-        product = family.product
+        product = family.starts
         if adapted_layers(product):
             raise ConfigError("this model is adapted already", "one adapter on another is not kept apart", MERGE_FIRST)
         layers = dict(_layers(product))

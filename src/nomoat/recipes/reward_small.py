@@ -1,0 +1,20 @@
+"""A reward model on SmolLM2-135M-Instruct, from pairs of answers.
+
+nomoat pull smollm2-135m-instruct
+nomoat train reward-small data.source=preferences.jsonl
+"""
+
+from nomoat.core.budget import Budget
+from nomoat.core.recipe import Optimizer, Recipe, Ref
+from nomoat.data.pairs import Pairs
+from nomoat.families.reward import Reward
+
+recipe = Recipe(
+    about="A reward model on SmolLM2-135M-Instruct, from pairs of answers.",
+    family=Reward(),
+    data=Pairs("preferences.jsonl", Ref("smollm2-135m-instruct"), scored=False),
+    start=Ref("smollm2-135m-instruct"),
+    budget=Budget.parse("110steps"),
+    batch_size=8,
+    optimizer=Optimizer("adamw", adam_learning_rate=1e-5, weight_decay=0.0, warmup=0.1, warmdown=0.9),
+)
