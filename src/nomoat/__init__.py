@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nomoat.distilling import distil
     from nomoat.preferring import prefer
     from nomoat.quantising import quantize
     from nomoat.synthesising import synth
@@ -40,10 +41,11 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "chat", "doctor", "evaluate", "export", "generate", "import_model", "load", "make", "open_teacher", "plan",
-    "prefer", "pull", "quantize", "resume", "runs", "serve", "surprise", "synth", "train", "tune",
+    "chat", "distil", "doctor", "evaluate", "export", "generate", "import_model", "load", "make", "open_teacher",
+    "plan", "prefer", "pull", "quantize", "resume", "runs", "serve", "surprise", "synth", "train", "tune",
 ]  # fmt: skip
 _HOMES = {
+    "distil": "nomoat.distilling",
     "open_teacher": "nomoat.teachers",
     "prefer": "nomoat.preferring",
     "quantize": "nomoat.quantising",

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nomoat import making, tuning
+from nomoat import distilling, making, tuning
 from nomoat.core import run as _run
 from nomoat.core.budget import Budget
 from nomoat.core.config import override
@@ -150,7 +150,12 @@ def resume(run: Run | Path | str, device: str = "auto", watch: Watch | None = No
     _checked(device)
     if absent := getattr(opened.recipe.data, "absent", None):
         raise RunError(f"{opened.name} was never trained here", absent, "generate, evaluate or export it")
-    ends = making.made if making.is_made(opened) else tuning.tuned if tuning.is_tuned(opened) else making.trained
+    begun_by = (
+        (making.is_made, making.made),
+        (tuning.is_tuned, tuning.tuned),
+        (distilling.is_distilled, distilling.ended),
+    )
+    ends = next((ends for did, ends in begun_by if did(opened)), making.trained)
     if opened.status == "done" and (ends is making.trained or opened.read_json("report.json")):
         return opened
     return ends(opened, device, watch)

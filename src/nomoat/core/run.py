@@ -338,6 +338,8 @@ def _filled(recipe: Recipe, parts: Mapping[str, Any] | None, tensors: dict[str, 
     """The recipe's family around these very tensors, in its own types: nothing is drawn, nothing held twice."""
     import torch
 
+    from nomoat.core.family import WRAPPING
+
     if recipe.adapt:
         family = recipe.build(parts)  # what it shares with its base is the base's
         family.take(tensors)
@@ -347,8 +349,10 @@ def _filled(recipe: Recipe, parts: Mapping[str, Any] | None, tensors: dict[str, 
     with torch.device("meta"):
         family = recipe.build(parts)
     own = family.state_dict()
-    fitting = {name: tensor.to(own[name].dtype) if name in own else tensor for name, tensor in tensors.items()}
+    wanted = {name: tensor for name, tensor in tensors.items() if not name.startswith(WRAPPING)}
+    fitting = {name: tensor.to(own[name].dtype) if name in own else tensor for name, tensor in wanted.items()}
     tensors.clear()
+    wanted.clear()
     family.load_state_dict(fitting, assign=True)
     if any(tensor.is_meta for tensor in (*family.parameters(), *family.buffers())):
         family = recipe.build(parts)  # it computes something that no checkpoint holds
