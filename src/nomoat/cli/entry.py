@@ -21,6 +21,8 @@ from nomoat.cli.restart import with_allocator
 from nomoat.core.errors import ConfigError, NomoatError, nearest
 
 INTERRUPTED = 130
+SPELLINGS = {"distill": "distil"}
+"""What some write for a verb's name."""
 
 
 class Verbs(click.Group):
@@ -30,7 +32,7 @@ class Verbs(click.Group):
         return [verb.name for verb in VERBS]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        verb = find(cmd_name)
+        verb = find(SPELLINGS.get(cmd_name, cmd_name))
         if verb is None:
             return None
         module, function = verb.command.split(":")
@@ -41,7 +43,7 @@ class Verbs(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        name = args[0]
+        args[0] = name = SPELLINGS.get(args[0], args[0])
         if find(name) is None and not name.startswith("-"):
             fix = nearest(name, self.list_commands(ctx)) or "`nomoat --help` shows all verbs on one screen"
             raise ConfigError(f"nomoat has no verb `{name}`", f"it has {', '.join(self.list_commands(ctx))}", fix)
@@ -65,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line `arguments` (default: the process's own) and return the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     ours = words[: words.index("--")] if "--" in words else words
-    verb = next((found for word in ours if (found := find(word))), None)
+    verb = next((found for word in ours if (found := find(SPELLINGS.get(word, word)))), None)
     helps = not {"--help", "-h", "--version"}.isdisjoint(ours)
     if verb is not None and verb.trains and not helps:
         with_allocator()  # before standard output is turned over to JSON: the new process inherits it as it is
