@@ -21,7 +21,6 @@ import os
 import random
 import re
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +167,7 @@ def case_of(case: str, teacher: Any, work: Path, minutes: float, steps: int | No
     rows = sum(1 for _ in (learn / "answers.jsonl").open())
     return {
         "minutes": whole / 60, "seconds": {"writing": charged, **spent}, "steps": events[-1]["step"],
-        "answers": 0 if case == "human" else rows, "nats": found, "student": asdict(run.recipe.product.backbone)["width"],
+        "answers": 0 if case == "human" else rows, "nats": found,
         "parameters_read": run.recipe.product.backbone.parameters() + VOCABULARY * run.recipe.product.backbone.width,
     }  # fmt: skip
 

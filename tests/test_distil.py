@@ -236,7 +236,8 @@ def test_stored_logits_are_the_teachers(teacher, prompts):
 
 
 @pytest.mark.parametrize("manner", [
-    Manner(by="logits", loss="jsd", on_policy=0.5, max_tokens=12, heat=1.0), Manner(by="features", max_tokens=12, heat=1.0),
+    Manner(by="logits", loss="jsd", on_policy=0.5, max_tokens=12, heat=1.0),
+    Manner(by="features", max_tokens=12, heat=1.0),
 ])  # fmt: skip
 def test_a_teacher_reads_along(teacher, prompts, manner):
     run = distil(teacher, "60k", prompts, "6steps", manner)

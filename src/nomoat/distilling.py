@@ -241,7 +241,8 @@ def _taught(
     named: Any = manner.loss
     family = Distil(config, named, manner.beta, manner.temperature, manner.text)
     if manner.on_policy:
-        return family, OnPolicy(data, manner.on_policy, manner.max_tokens), parts
+        held = data.path, data.context_length, data.ids
+        return family, OnPolicy(*held, manner.on_policy, manner.max_tokens), parts
     if first_tokens(spelling(teacher), own) is None and manner.loss != "sorted":
         why = "the student has tokens that its teacher lacks, so that no probability belongs to them"
         raise ConfigError("these two tokenizers do not go together", why, "use --by text, or --loss sorted (ULD)")
@@ -321,7 +322,7 @@ def measured(run: Run, device: str) -> Distilled:
     from nomoat.evaluate.distilled import compare
 
     held, place = run.read_json(DISTIL), choose(device)
-    rows = getattr(run.recipe.data, "lessons", run.recipe.data).open("heldout")
+    rows: Any = run.recipe.data.open("heldout")
     messages = list(islice(rows.messages(), HELD_OUT))
     teacher = None if "://" in held["teacher"] else _reader(Run.open(held["teacher"]), place)
     others = {"the other student": _reader(Run.open(held["beside"]), place)} if held["beside"] else {}

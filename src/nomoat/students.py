@@ -128,7 +128,8 @@ def sized(parameters: float, vocab_size: int, context_length: int) -> Any:
                 found.append((abs(math.log(width / depth / 55)), width, depth, heads, inner))
     if not found:
         least = 32 * vocab_size + 2 * 12 * 32 * 32
-        raise ConfigError(f"{parameters:,.0f} parameters are too few", f"its {vocab_size:,} tokens need an output layer",
-                          f"ask for {least:,} or more, or a smaller --vocabulary")  # fmt: skip
+        why = f"its {vocab_size:,} tokens need an output layer"
+        fix = f"ask for {least:,} or more, or a smaller --vocabulary"
+        raise ConfigError(f"{parameters:,.0f} parameters are too few", why, fix)
     _, width, depth, heads, inner = min(found)
     return LM(vocab_size, context_length, Backbone(width=width, depth=depth, heads=heads, mlp_width=inner))

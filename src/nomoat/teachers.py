@@ -86,7 +86,7 @@ def open_teacher(
         key: of an address: the name of an environment variable that holds it, or of a file; never shown.
         seconds: after which an answer is given up.
         slots: texts that a run writes at once.
-        bits: of a run's matrices while it writes, where they are floats on the CPU; see `nn.native.quickest`.
+        bits: of a run's matrices while it writes, where they are floats on the CPU.
 
     Raises:
         ConfigError: an address without model, licence or terms, or a run that writes no text.
@@ -226,7 +226,8 @@ class Local(_Closes):
         self.tokenizer, self.chat = tokenizer.load(run.path / "tokenizer.json"), Chat.of(run.path)
         packable = family.config.bits == 16 and all(weight.is_cpu for weight in family.parameters())
         self._length, self._seconds = family.config.context_length, seconds
-        self._engine = Engine(quickest(family, packable and bits or None), slots=slots, queue=2 * slots, draft=NgramDrafts())
+        quick = quickest(family, bits if packable else None)
+        self._engine = Engine(quick, slots=slots, queue=2 * slots, draft=NgramDrafts())
         self._room = threading.BoundedSemaphore(2 * slots)
 
     def answer(

@@ -16,59 +16,33 @@ import numpy as np
 import torch
 
 from nomoat.core.types import Batch
-from nomoat.data.lessons import LessonRows, Lessons
+from nomoat.data.lessons import Lessons
 from nomoat.data.tokenizer import load
 from nomoat.sampling.tokens import SamplingOptions
 from nomoat.sampling.write import write
 
 
 @dataclass(frozen=True)
-class OnPolicy:
+class OnPolicy(Lessons):
     """Recipe data: lessons, of which the student answers a share itself.
 
     Args:
-        lessons: the conversations.
+        path: the folder.
+        context_length: as of any lessons.
+        ids: as of any lessons.
         share: of the steps (GKD's lambda).
         max_tokens: of an answer.
     """
 
-    lessons: Lessons
     share: float = 0.5
     max_tokens: int = 128
-
-    @property
-    def path(self) -> str:
-        """Of the lessons."""
-        return self.lessons.path
-
-    @property
-    def paths(self) -> tuple[str, ...]:
-        """The folder, as of any data."""
-        return self.lessons.paths
-
-    @property
-    def context_length(self) -> int:
-        """Of the lessons."""
-        return self.lessons.context_length
-
-    def changed(self) -> list[str]:
-        """As of the lessons."""
-        return self.lessons.changed()
-
-    def open(self, split: str = "train") -> LessonRows:
-        """As of the lessons."""
-        return self.lessons.open(split)
-
-    def held_out(self, family: Any, batch_size: int, tokens: int) -> Iterator[Batch]:
-        """As of the lessons."""
-        return self.lessons.held_out(family, batch_size, tokens)
 
     def stream(
         self, family: Any, batch_size: int, seed: int, start: int = 0, rank: int = 0, world: int = 1
     ) -> Iterator[Batch]:
         """This worker's part of the batch of every step from `start` on; what the loop calls."""
         stops = load(f"{self.path}/tokenizer.json").stops
-        batches = self.lessons.stream(family, batch_size, seed, start, rank, world)
+        batches = super().stream(family, batch_size, seed, start, rank, world)
         for step, batch in enumerate(batches, start):
             live = np.random.default_rng((seed, step)).random() < self.share
             yield self._written(family.product, batch, stops, seed * 1_000_003 + step * world + rank) if live else batch

@@ -35,35 +35,17 @@ Watch = Callable[[Mapping[str, Any]], None]
 
 
 @dataclass(frozen=True)
-class Taught:
+class Taught(Lessons):
     """Recipe data: lessons with what a teacher says of each learned token.
 
     Args:
-        lessons: the conversations.
+        path: the folder.
+        context_length: as of any lessons.
+        ids: as of any lessons.
         k: the teacher's likeliest tokens that are stored.
     """
 
-    lessons: Lessons
     k: int = 32
-
-    @property
-    def path(self) -> str:
-        """Of the lessons."""
-        return self.lessons.path
-
-    @property
-    def paths(self) -> tuple[str, ...]:
-        """The folder, as of any data."""
-        return self.lessons.paths
-
-    @property
-    def context_length(self) -> int:
-        """Of the lessons."""
-        return self.lessons.context_length
-
-    def changed(self) -> list[str]:
-        """As of the lessons."""
-        return self.lessons.changed()
 
     def open(self, split: str = "train") -> TaughtRows:
         """One part.
@@ -72,14 +54,6 @@ class Taught:
             DataError: the teacher's logits are not there.
         """
         return TaughtRows(Path(self.path), split, self.context_length, self.k)
-
-    stream = Lessons.stream
-
-    def held_out(self, family: Any, batch_size: int, tokens: int) -> Iterator[Batch]:
-        """As of the lessons, with the teacher's logits."""
-        opened = self.open("heldout")
-        for batch in self.lessons.held_out(family, batch_size, tokens):
-            yield {**batch, **opened.said(batch)}
 
 
 class TaughtRows(LessonRows):
@@ -102,17 +76,14 @@ class TaughtRows(LessonRows):
         )
 
     def batch(self, rows: Any, index: Any) -> Batch:
+        """As of any lessons, with `teacher_ids` and `teacher_logp` [B, L + 1, K]."""
         made = super().batch(rows, index)
-        return {**made, **self.said(made)}
-
-    def said(self, batch: Batch) -> Batch:
-        """`teacher_ids` and `teacher_logp` [B, L + 1, K] of a batch of lessons."""
-        mask_BL, place_BL = batch["mask"].numpy(), batch["place"].numpy()
+        mask_BL, place_BL = made["mask"].numpy(), made["place"].numpy()
         shape = *mask_BL.shape, self.ids.shape[1]
         ids_BLK, logp_BLK = np.zeros(shape, np.int64), np.full(shape, -np.inf, np.float32)
         row_N = self.row_of[place_BL[mask_BL]]
         ids_BLK[mask_BL], logp_BLK[mask_BL] = self.ids[row_N], self.logp[row_N]
-        return {"teacher_ids": torch.from_numpy(ids_BLK), "teacher_logp": torch.from_numpy(logp_BLK)}
+        return {**made, "teacher_ids": torch.from_numpy(ids_BLK), "teacher_logp": torch.from_numpy(logp_BLK)}
 
 
 @dataclass(frozen=True)
@@ -158,7 +129,7 @@ def write_logits(
     asked = aligned = 0
     for split in SPLITS:
         with (folder / f"{split}-teacher.ids").open("ab") as ids, (folder / f"{split}-teacher.logp").open("ab") as logp:
-            for said, rows in _read(folder, split, student, teacher):
+            for said, rows in _read(lessons.open(split), student, teacher):
                 width = k * 2
                 if logp.tell() >= (said + len(rows.places)) * width and ids.tell() >= (said + len(rows.places)) * k * 4:
                     continue
@@ -174,7 +145,7 @@ def write_logits(
     if asked and aligned < asked / 10:
         why = f"{aligned:,} of {asked:,} tokens begin where one of the teacher's does"
         raise ConfigError("these tokenizers cannot be aligned", why, "use --by text")
-    return Taught(lessons, k)
+    return Taught(lessons.path, lessons.context_length, lessons.ids, k)
 
 
 @dataclass(frozen=True)
@@ -186,9 +157,8 @@ class _Rows:
     places: list[int]
 
 
-def _read(folder: Path, split: str, student: Speaker, teacher: Speaker) -> Iterator[tuple[int, _Rows]]:
+def _read(opened: LessonRows, student: Speaker, teacher: Speaker) -> Iterator[tuple[int, _Rows]]:
     """Batches of conversations, each with how many of the student's learned tokens lie before it."""
-    opened = LessonRows(folder, split, MOST)
     said, told, places, learned = 0, list[Any](), list[int](), 0
     for number, messages in enumerate(opened.messages()):
         span = opened.starts[number] + np.arange(opened.lengths[number])

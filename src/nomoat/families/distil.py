@@ -222,7 +222,7 @@ class FeatureDistil:
 
 
 class FeatureDistillation(Family):
-    """See `FeatureDistil`. The teacher's layers come with the batch (`features` [B, L + 1, pairs, D]) or from a part."""
+    """See `FeatureDistil`. The teacher's layers come with the batch, `features` [B, L + 1, pairs, D], or of a part."""
 
     claims: ClassVar[Mapping[str, str]] = {
         "uses_input": "what it is to make is the teacher's choice, which the example draws by chance",
