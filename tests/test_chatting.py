@@ -18,6 +18,7 @@ from folders import TINY, notes
 from nomoat import verbs
 from nomoat.cli import main
 from nomoat.core.errors import ConfigError, RunError
+from nomoat.hub import pull
 
 LONGER = ("data.context_length=128", "family.context_length=128", "budget=10steps")
 
@@ -167,7 +168,7 @@ def test_a_model_that_could_be_pulled_is_not_just_missing(runs_root, monkeypatch
     with pytest.raises(RunError) as error:
         verbs.chat("hf:owner/name")
     assert error.value.fix == "nomoat pull hf:owner/name"
-    monkeypatch.setattr(verbs, "import_module", lambda name: type("m", (), {"KNOWN": {"names": {"small-one": {}}}}))
+    monkeypatch.setitem(pull.KNOWN["names"], "small-one", {})
     assert main(["chat", "small-one"]) == 1
     assert "nomoat pull small-one" in capsys.readouterr().err
     with pytest.raises(RunError) as error:

@@ -6,15 +6,19 @@ import copy
 from dataclasses import replace
 
 import pytest
+import test_every_family as contract
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 from torch.testing import assert_close
 
 from nomoat.families.lm import LM
 from nomoat.nn import dialect as dialects
 from nomoat.nn.backbone import Backbone
-from nomoat.nn.lora import Adapted, LoRA, adapted_layers, merged
+from nomoat.nn.cross_entropy import summed_nats
+from nomoat.nn.lora import Adapted, LoRA, adapted_layers, gathered, merged
 from nomoat.nn.packed import PackedLinear, pack_
 
 USUAL = LoRA(4)
@@ -66,10 +70,8 @@ def near(found, wanted, tolerance=1e-5):
 def test_at_the_start_it_is_its_base(mixers, bits, dora):
     family = model(mixers, bits=bits)
     batch = family.example(4)
-    if bits == 16:
-        before = family.score(batch)
-    else:  # packed layers round x to bytes unless they are adapted
-        before = dequantised(family).score(batch)
+    # Packed layers round x to bytes unless they are adapted.
+    before = (family if bits == 16 else dequantised(family)).score(batch)
     LoRA(4, dora=dora).apply(family)
     assert_close(family.score(batch), before, rtol=0, atol=0 if bits == 16 and not dora else 1e-5)
 
@@ -151,3 +153,81 @@ def test_merged_it_says_the_same(mixers, bits, dora, dialect):
     near(plain.score(batch), before)
     assert plain.state_dict().keys() == replace(plain.config).build({}).state_dict().keys()
     assert merged(plain) is plain
+
+
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("bits", [16, 8])
+@pytest.mark.parametrize("mixers", MIXERS)
+def test_it_keeps_what_every_family_promises(mixers, bits, dora):
+    for promise in (
+        contract.test_the_gradient_does_not_depend_on_the_split,
+        contract.test_no_token_sees_what_comes_after_it,
+        contract.test_decoding_with_memory_equals_reading_at_once,
+        contract.test_the_same_seed_gives_the_same_draw_and_loss,
+    ):
+        promise(stirred(LoRA(4, dora=dora).apply(model(mixers, bits=bits))))
+
+
+@pytest.mark.parametrize("mixers", MIXERS)
+def test_all_that_learns_gets_a_gradient_and_nothing_else(mixers):
+    family = stirred(LoRA(4, dora=True).apply(model(mixers)))
+    found = gradients(family)
+    assert found.keys() == {name for name, p in family.named_parameters() if p.requires_grad}
+    assert found.keys() == family.kept().keys()
+    assert all(grad.isfinite().all() and grad.abs().sum() > 0 for grad in found.values())
+
+
+def test_parts_that_lie_in_one_matrix_learn_apart():
+    family = LoRA(4, targets=("qkv",)).apply(model(kv_heads=1))
+    layer = family.stack.layers[0].mixer.body.qkv
+    assert layer.blocks == (32, 16, 16)
+    assert (tuple(layer.a.shape), tuple(layer.b.shape)) == ((12, 32), (64, 4))
+    assert (layer.a.blocks, layer.b.blocks) == ((4, 4, 4), (32, 16, 16))  # matrices of their own to Muon
+    assert merged(stirred(family)).stack.layers[0].mixer.body.qkv.blocks == (32, 16, 16)
+
+
+def test_a_frozen_table_gets_no_gradient_and_the_same_nats():
+    torch.manual_seed(0)
+    x, table = torch.randn(2, 9, 8, requires_grad=True), torch.randn(30, 8, requires_grad=True)
+    targets, counted = torch.randint(30, (2, 9)), torch.rand(2, 9) < 0.6
+    whole = summed_nats(x, table, targets, counted)
+    wanted, _ = torch.autograd.grad(whole, [x, table])
+    found = summed_nats(x, table.detach(), targets, counted)
+    assert_close(found, whole)
+    assert_close(torch.autograd.grad(found, x)[0], wanted)
+    nothing = summed_nats(x, table, targets, torch.zeros(2, 9, dtype=torch.bool))
+    assert [float(grad.abs().sum()) for grad in torch.autograd.grad(nothing, [x, table])] == [0.0, 0.0]
+
+
+def test_in_bf16_it_is_near_and_a_frozen_matrix_is_cast_once():
+    family = stirred(LoRA(4).apply(model()))
+    exact = mean(family).item()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert mean(family).item() == pytest.approx(exact, rel=0.02)
+        layer = family.stack.layers[0].mlp.body.down
+        cast = layer._cast.of(layer.weight, torch.bfloat16)
+        assert mean(family).item() == pytest.approx(exact, rel=0.02)
+        assert layer._cast.of(layer.weight, torch.bfloat16) is cast
+        family.load_state_dict({name: 2 * tensor for name, tensor in family.state_dict().items()})
+        assert torch.equal(layer._cast.of(layer.weight, torch.bfloat16), layer.weight.bfloat16())
+
+
+def test_it_can_be_derived_twice_and_forwards():
+    layer = stirred(Adapted(nn.Linear(6, 5).requires_grad_(False), LoRA(2))).double()
+    x = torch.randn(3, 6, dtype=torch.double, requires_grad=True)
+    assert torch.autograd.gradgradcheck(layer, (x,))
+    tangent = torch.randn_like(x)
+    _, pushed = torch.func.jvp(layer, (x.detach(),), (tangent,))
+    assert_close(pushed, tangent @ layer.whole().double().T)
+
+
+@given(st.integers(1, 6), st.lists(st.integers(6, 12), min_size=1, max_size=4), st.booleans())
+def test_any_parts_and_rank(rank, blocks, dora):
+    base = nn.Linear(9, sum(blocks))
+    base.blocks = tuple(blocks)
+    layer = stirred(Adapted(base.requires_grad_(False), LoRA(rank, 3.0, dora=dora)))
+    x = torch.randn(4, 9)
+    assert_close(layer(x), F.linear(x, layer.whole(), layer.bias), rtol=1e-4, atol=1e-5)
+    a, b = layer.thin()
+    assert len(a) == rank * len(blocks) and b.shape == (sum(blocks), len(a))
+    assert_close(gathered(b, layer.blocks) / layer.scale, layer.b.detach())

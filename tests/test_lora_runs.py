@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -10,12 +11,17 @@ from test_lora import USUAL, model, near, stirred
 from torch.testing import assert_close
 from toys import Chain
 
+import nomoat
 from nomoat.core import checkpoint
 from nomoat.core.budget import Budget
-from nomoat.core.errors import CheckpointError, ConfigError
+from nomoat.core.errors import CheckpointError, ConfigError, RunError
 from nomoat.core.recipe import Optimizer, Recipe, Ref
 from nomoat.core.run import Run, load
+from nomoat.data.tokenizer import ByteTokenizer
+from nomoat.families.lm import LM
+from nomoat.nn.backbone import Backbone
 from nomoat.nn.lora import LoRA, adapted_layers
+from nomoat.nn.native import Native, quickest, why_not
 from nomoat.train.loop import train
 
 
@@ -175,3 +181,66 @@ def test_a_mamba_layer_is_adapted_under_the_usual_names():
     assert leaves == {"in_proj", "out", "qkv", "up", "down"}
     stirred(family)
     assert_close(scores(family), scores(family))
+
+
+@pytest.fixture
+def talking():
+    """An adapted run that spells in bytes."""
+    torch.manual_seed(0)
+    tokenizer = ByteTokenizer()
+    family = stirred(LM(tokenizer.vocab_size, 64, Backbone(width=32, depth=2, heads=2)).build({}))
+    recipe = Recipe("A base.", family.config, Chain(), Budget.parse("1steps"), 1)
+    base = Run.create(None, "base", recipe)
+    checkpoint.save(base.checkpoints, 0, {"weights": family.state_dict()}, {"step": 0})
+    run = Run.create(None, "talking", replace(recipe, start=Ref(base.name), adapt=LoRA(4, dora=True)))
+    checkpoint.save(run.checkpoints, 0, {"weights": stirred(run.recipe.build()).kept()}, {"step": 0})
+    for each in (base, run):
+        tokenizer.save(each.path / "tokenizer.json")
+    return run
+
+
+def test_every_verb_takes_an_adapted_run(talking, tmp_path):
+    (tmp_path / "text.txt").write_text("the cat sat on the mat. " * 30)
+    plain = nomoat.import_model(nomoat.export(talking, "hf", tmp_path / "plain"))
+    assert plain.recipe.adapt is None
+    for verb in (
+        lambda run: nomoat.generate(run, "hello", max_tokens=8, temperature=0),
+        lambda run: nomoat.evaluate(run, tmp_path / "text.txt").value,
+    ):
+        found, wanted = verb(talking), verb(plain)
+        assert found == (wanted if isinstance(wanted, str) else pytest.approx(wanted, rel=1e-5))
+    assert isinstance("".join(nomoat.chat(talking, max_tokens=4, bits=32).say("hello")), str)
+    small = nomoat.quantize(talking, 8, tmp_path / "text.txt")
+    assert (small.recipe.adapt, small.recipe.start, small.recipe.family.bits) == (None, None, 8)
+    wanted = nomoat.evaluate(plain, tmp_path / "text.txt").value
+    assert nomoat.evaluate(small, tmp_path / "text.txt").value == pytest.approx(wanted, rel=0.05)
+
+
+def test_it_decodes_natively_as_what_it_is_merged(talking):
+    reader = quickest(load(talking), 32)
+    assert why_not(load(talking, merged=True)) or isinstance(reader, Native)
+    whole, tokens = load(talking), torch.tensor([[1, 2, 3, 4]])
+    with torch.no_grad():
+        found = reader.decode(tokens, reader.memory(1, 8), [0])
+        assert_close(found, whole.decode(tokens, whole.memory(1, 8), [0]), rtol=1e-4, atol=1e-4)
+
+
+def test_its_card_names_the_base(talking):
+    from nomoat import card
+
+    facts = card.write(talking)["model"]
+    assert facts["adapts"] == {"base": talking.recipe.start.run, "sha256": talking.recipe.start.sha256}
+    assert f"beside the weights of `{talking.recipe.start.run}`" in (talking.path / "card.md").read_text()
+
+
+def test_a_base_elsewhere_is_named_by_its_path(talking, tmp_path):
+    from nomoat.core.run import runs_root
+
+    base = Run.open(talking.recipe.start)
+    elsewhere = tmp_path / "elsewhere" / base.name
+    shutil.copytree(base.path, elsewhere)
+    made = Run.create(None, "far", replace(talking.recipe, start=Ref(str(elsewhere))))
+    assert made.recipe.start == Ref(str(elsewhere), talking.recipe.start.sha256)
+    shutil.rmtree(runs_root() / base.name)
+    with pytest.raises(RunError, match=f"there is no run `{base.name}`"):
+        load(talking)

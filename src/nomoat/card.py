@@ -143,8 +143,8 @@ def _model(run: Run) -> dict[str, Any]:
         group = checkpoint.model_group(found.path)
         tensors = checkpoint.waiting(found.path, group).values()
         facts["parameters"] = sum(math.prod(tensor.shape) for tensor in tensors if tensor.dtype.is_floating_point)
-        if run.recipe.adapt is not None:
-            facts["adapts"] = {"base": run.recipe.start.run, "sha256": run.recipe.start.sha256}
+        if run.recipe.adapt is not None and (base := run.recipe.start) is not None:
+            facts["adapts"] = {"base": base.run, "sha256": base.sha256}
         facts |= {"step": found.step, "sha256": checkpoint.digest(found.path, group), "checkpoint": found.path.name}
     return facts
 

@@ -50,6 +50,8 @@ SMALL_BYTES = 20_000_000
 """Below about this much text a model of one's own does not learn a language: one that knows it is the better start."""
 QUESTIONS = 32
 """Held-out prompts that both models answer."""
+HELD_OUT_TOKENS = 60_000
+"""Held-out tokens of text that both models read at most."""
 RESERVE = 0.2, 90.0
 """Of a budget for the whole way, what is kept for the report: a share, and seconds at most."""
 
@@ -324,17 +326,11 @@ def is_tuned(run: Run) -> bool:
 
 def tuned(run: Run, device: str, watch: Watch | None, began: float | None = None) -> Run:
     """Train a run to its end, then set it beside its base in report.txt, report.json and the card."""
-    from nomoat.core.device import autocast, choose
-    from nomoat.core.run import load
 
     making.trained(run, device, watch)
-    place, start = choose(device), run.recipe.start
-    assert start is not None
     if watch is not None:
         watch({"kind": "phase", "phase": "reporting", "detail": "answering beside its base"})
-    models = tuple(load(each).to(place) for each in (start, run))
-    with autocast(place, run.decided("precision", "fp32")):
-        found = _compared(run, models)
+    found = _compared(run, device)
     run.write_text("report.txt", found.as_text() + "\n")
     run.write_json("report.json", found.as_json())
     if began is not None:
@@ -343,24 +339,80 @@ def tuned(run: Run, device: str, watch: Watch | None, began: float | None = None
     return run
 
 
-def _compared(run: Run, models: Any) -> Comparison:
+def _compared(run: Run, device: str) -> Comparison:
+    """Both models write, one after the other, by the fastest way there is; then both read."""
+    from nomoat.core.device import autocast, choose
+    from nomoat.core.run import load
     from nomoat.data.chat import Chat
     from nomoat.data.lessons import Lessons
     from nomoat.evaluate import tuned as compare
+    from nomoat.nn.native import quickest
 
-    held, data = run.read_json(TUNE), run.recipe.data
-    tokenizer, chat = spelling(run), Chat.of(run.path)
-    general = compare.general_text() if held["general"] is None else list(texts_of([held["general"]]).values())
-    if isinstance(data, Lessons):
-        told = list(compare.held_out(data))
-        learned, shown = compare.lessons_compared(models, tokenizer, chat, told, QUESTIONS) if told else ((), ())
-    else:
-        learned, shown = compare.text_compared(models, tokenizer, data.paths[0], data.context_length)
-    lost = compare.forgotten(models, tokenizer, chat, general, compare.other_prompts())
-    ledger = Run.open(run.recipe.start).read_json("ledger.json") or {}  # type: ignore[arg-type]
-    licence = ledger.get("licence") or "a licence that is not known"
-    about = f"{run.recipe.about} The base, {held['base']}, is under {licence}."
+    assert run.recipe.start is not None
+    known, base, place = run.read_json(TUNE), Run.open(run.recipe.start), choose(device)
+    tokenizer, chat, data = spelling(run), Chat.of(run.path), run.recipe.data
+    held: Any = _Talks(data, tokenizer, chat) if isinstance(data, Lessons) else _Texts(data, tokenizer)
+    wrote, own = [], list[compare.Told]()
+    for each in (run.recipe.start, run):
+        writer = quickest(load(each).to(place))
+        wrote.append(held.written(writer))
+        own = own or compare.own_answers(writer, tokenizer, chat, compare.other_prompts())
+        del writer
+    models: Any = tuple(load(each).to(place) for each in (run.recipe.start, run))
+    general = compare.general_text() if known["general"] is None else list(texts_of([known["general"]]).values())
+    with autocast(place, run.decided("precision", "fp32")):
+        learned, shown = held.compared(models, wrote)
+        lost = compare.forgotten(models, tokenizer, compare.pieces(general), own)
+    licence = (base.read_json("ledger.json") or {}).get("licence") or "a licence that is not known"
+    about = f"{run.recipe.about} The base, {known['base']}, is under {licence}."
     return compare.Comparison(about, learned, lost, shown)
+
+
+class _Talks:
+    """Held-out conversations: the loss of their answers, and some of them answered anew."""
+
+    def __init__(self, data: Any, tokenizer: Any, chat: Any) -> None:
+        from nomoat.evaluate import tuned as compare
+
+        self.compare, self.tokenizer, self.chat = compare, tokenizer, chat
+        self.held = list(compare.held_out(data))
+        step = max(1, len(self.held) // QUESTIONS)
+        self.chosen = [messages for messages, _ in self.held[::step]][:QUESTIONS]
+
+    def written(self, writer: Any) -> list[str]:
+        asked = [messages[:-1] for messages in self.chosen]
+        return [one.text.strip() for _, one in self.compare.answers(writer, self.tokenizer, self.chat, asked)]
+
+    def compared(self, models: Any, wrote: Any) -> Any:
+        if not self.held:
+            return (), ()
+        rouge, shown = self.compare.answers_beside(self.chosen, wrote)
+        return (self.compare.answers_learned(models, [told for _, told in self.held]), rouge), shown
+
+
+class _Texts:
+    """Held-out text: its bits per byte, and five of its passages continued."""
+
+    def __init__(self, data: Any, tokenizer: Any) -> None:
+        from nomoat.data.shards import ShardReader
+        from nomoat.evaluate.bits import Excerpt
+
+        self.data, self.tokenizer, folder = data, tokenizer, data.paths[0]
+        self.training = ShardReader(folder, "train")
+        self.excerpt = Excerpt.of(ShardReader(folder, "heldout"), HELD_OUT_TOKENS)
+
+    def written(self, writer: Any) -> Any:
+        from nomoat.evaluate.passages import continue_passages
+        from nomoat.evaluate.report import WRITING
+
+        nowhere = lambda document, lines: ""  # noqa: E731
+        return continue_passages(writer, self.tokenizer, self.excerpt, self.training, nowhere, writing=WRITING)
+
+    def compared(self, models: Any, wrote: Any) -> Any:
+        from nomoat.evaluate.tuned import Example, text_learned
+
+        shown = [Example(one.prompt, one.written, two.written, one.truth) for one, two in zip(*wrote, strict=True)]
+        return (text_learned(models, self.tokenizer, self.excerpt, self.data.context_length),), tuple(shown)
 
 
 def proposal(path: Path | str | None) -> str:

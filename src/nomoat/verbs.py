@@ -363,17 +363,19 @@ def import_model(
     licence: str | None = None,
     root: Path | str | None = None,
     watch: Watch | None = None,
+    base: Run | Path | str | None = None,
 ) -> Run:
     """Make a run of a model that another program wrote.
 
     Args:
-        path: a GGUF file, a Hugging Face folder with safetensors, or a llama2.c file.
+        path: a GGUF file, a Hugging Face folder with safetensors, a llama2.c file, or an adapter's folder (PEFT).
         name: of the run; None: the file's.
         dtype: `auto` (as in the file; quantised weights become exactly what they stand for), `f32`, `f16`, `bf16`,
             or `q8` and `q4` for matrices of 8 and 4 bits.
         licence: SPDX id; None: what the file or what stands beside it says.
         root: the folder of runs; None: $NOMOAT_RUNS or ./runs.
         watch: told the progress.
+        base: the run that an adapter was made for.
 
     Raises:
         DataError, CheckpointError: it cannot be read, or something in it cannot be honoured.
@@ -382,7 +384,7 @@ def import_model(
     from nomoat import card
     from nomoat.hub import importing
 
-    run = importing.import_model(path, root, name, dtype, licence, watch)
+    run = importing.import_model(path, root, name, dtype, licence, watch, base)
     card.write(run)
     return run
 
@@ -398,7 +400,7 @@ def export(
 
     Args:
         run: a run of a language model.
-        to: `hf` (a folder for transformers) or `gguf` (a file for llama.cpp).
+        to: `hf` (a folder for transformers), `gguf` (a file for llama.cpp), or `peft` (an adapter without its base).
         path: the new folder or file; None: the run's name, in the working directory.
         dtype: `auto` (as the run holds them), `f32`, `f16`, `bf16`, for gguf also `q8_0`.
         watch: told the progress.
@@ -410,7 +412,7 @@ def export(
     from nomoat.hub.exporting import export_model
 
     opened = Run.open(run)
-    return export_model(opened, to, path or f"{opened.name}{'.gguf' if to == 'gguf' else '-hf'}", dtype, watch)
+    return export_model(opened, to, path or f"{opened.name}{'.gguf' if to == 'gguf' else f'-{to}'}", dtype, watch)
 
 
 def doctor(device: str = "auto") -> list[Finding]:

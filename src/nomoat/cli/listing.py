@@ -58,7 +58,7 @@ VERBS = (
     Verb("use", "serve last --port 8000", "models behind OpenAI's endpoints", "nomoat.cli.serving:serve", trains=True),
     Verb(
         "improve",
-        "tune last talks.jsonl",
+        "tune last notes",
         "a model taught by your talks or texts",
         "nomoat.cli.tuning:tune",
         trains=True,

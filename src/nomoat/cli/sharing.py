@@ -18,15 +18,16 @@ from nomoat.cli.standing import size
 @click.argument("path")
 @click.option("--name", help="What to call the run. [the file's name]")
 @click.option("--dtype", metavar="auto|f32|f16|bf16|q8|q4", default="auto", help="Type of weights. [auto: as they are]")
+@click.option("--base", metavar="RUN", help="The run that an adapter was made for.")
 @options.licence
 @options.as_json
 @click.pass_obj
-def import_(output: Output, path: str, name: str | None, dtype: str, licence: str | None) -> None:
-    """Make a run of the model at PATH: a GGUF file, a Hugging Face folder, or a llama2.c file."""
+def import_(output: Output, path: str, base: str | None, name: str | None, dtype: str, licence: str | None) -> None:
+    """Make a run of the model at PATH: a GGUF file, a Hugging Face folder, a llama2.c file, or a PEFT adapter."""
     from nomoat import verbs
 
     start = time.perf_counter()
-    run = verbs.import_model(path, name, dtype, licence, watch=output.event)
+    run = verbs.import_model(path, name, dtype, licence, watch=output.event, base=base)
     card = run.read_json("card.json")
     text = f"""Your model: {run.path}
 Its card:   {run.path / "card.md"}
@@ -40,7 +41,7 @@ What to type next:
 
 @click.command()
 @click.argument("run")
-@click.option("--to", metavar="hf|gguf", default="hf", help="A folder for transformers, or a file for llama.cpp. [hf]")
+@click.option("--to", metavar="hf|gguf|peft", default="hf", help="For transformers, llama.cpp, or PEFT. [hf]")
 @click.option("--output", "path", metavar="PATH", help="The new folder or file. [the run's name]")
 @click.option("--dtype", metavar="auto|f32|f16|bf16|q8_0", default="auto", help="Type of weights. [auto: as they are]")
 @options.as_json

@@ -50,7 +50,7 @@ class Ports:
         context_BMD: a sequence to attend to (cross-attention).
         context_valid_BM: True where the context is no padding.
         residuals: one tensor [B, L, D] a layer, added to the stream after that layer (ControlNet).
-        adapter_B: the low-rank adapter of each row.
+        adapter_B: the low-rank adapter of each row, where the stack has several; -1: none.
         want: the layers whose outputs come back in `Trace.layers`.
     """
 

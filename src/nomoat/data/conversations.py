@@ -25,7 +25,7 @@ from typing import IO, Any
 from nomoat.core.errors import ConfigError, DataError
 from nomoat.data.columns import LEDGER_NAMES, note
 from nomoat.data.document import Document, Dropped
-from nomoat.data.licence import LicenceFinder
+from nomoat.data.licence import README_FILE, LicenceFinder
 from nomoat.data.readers import Found, losses, member_set_aside, visible, walk
 from nomoat.data.streams import (
     Source,
@@ -144,7 +144,8 @@ def read_conversations(
             if isinstance(found, Dropped):
                 yield found
             elif PurePosixPath(inner_name(found.shown)[0]).suffix.lower() not in (*SUFFIXES, ".zip"):
-                yield Dropped(found.shown, "", "no table")
+                if not README_FILE.fullmatch(found.path.name):  # that is evidence of the licence
+                    yield Dropped(found.shown, "", "no table")
             else:
                 for item in _read(found, columns):
                     yield item if isinstance(item, Dropped) else _settled(item, found.path, finder)

@@ -41,7 +41,7 @@ from nomoat.data.shards import ShardReader, ShardWriter
 from nomoat.data.tokenizer import Tokenizer, load
 
 SPLITS = ("train", "heldout")
-CHAT = "chat.json"
+WORDS = ("tokenizer.json", "chat.json")
 MOST_HELD = 2000  # conversations
 TOLD = 500  # conversations between two words of progress
 
@@ -265,10 +265,10 @@ class _Writing:
         if not self.kept:
             raise self._nothing(source)
         fate_N, near = self._fates(share)
-        for name in ("tokenizer.json", CHAT):
+        for name in WORDS:
             if (self.words / name).is_file():
                 shutil.copyfile(self.words / name, self.folder / name)
-        splits, files, ledger, held = self._shards(fate_N)
+        parts = {**self._shards(fate_N), "near_duplicates": near}
         used = [(row, lesson) for (row, lesson, _), fate in zip(self.kept, fate_N, strict=True) if fate != DROP]
         made = Counter((row.origin, row.terms, row.licence) for row, _ in used if row.generation)
         settings |= {
@@ -280,7 +280,7 @@ class _Writing:
                 for (teacher, terms, licence), count in made.items()
             ],
         }
-        self._manifest(splits, files, (ledger, held, near), source, settings)
+        self._manifest(parts, source, settings)
 
     def _take(self, row: Conversation | Dropped) -> None:
         if isinstance(row, Dropped):
@@ -329,20 +329,16 @@ class _Writing:
         ]
         return fate, int((np.bincount(member)[member] > 1).sum())
 
-    def _shards(self, fate_N: NDArray[np.int8]) -> tuple[dict[str, Any], list[Any], dict[str, Any], list[Any]]:
-        """Splits, files, ledger and held-out conversations, as the manifest has them."""
+    def _shards(self, fate_N: NDArray[np.int8]) -> dict[str, Any]:
+        """Shards and masks of both parts; what the manifest says of them."""
         splits: dict[str, Any] = {}
         files, held, tally = list[Any](), list[Any](), Counter[tuple[Any, ...]]()
         for split, fate in zip(SPLITS, (KEEP, HOLD), strict=True):
             writer, learn, size = ShardWriter(self.folder, split, self.tokenizer), bytearray(), 0
             for place in np.flatnonzero(fate_N == fate):
                 row, lesson, key = self.kept[place]
-                line: dict[str, Any] = {
-                    "id": key,
-                    "source": row.source,
-                    "member": f"line {row.line}",
-                    "bytes": len(row.text.encode()),
-                }
+                size_here, where = len(row.text.encode()), f"line {row.line}"
+                line: dict[str, Any] = {"id": key, "source": row.source, "member": where, "bytes": size_here}
                 named = ("licence", "evidence", "origin", "generation", "derived_from")
                 writer.add(lesson.ids, {**line, **{name: getattr(row, name) for name in named}})
                 learn += bytes([*lesson.learn, False])
@@ -358,40 +354,27 @@ class _Writing:
             said = "".join(self.kept[place][0].canonical + "\n" for place in np.flatnonzero(fate_N == fate))
             durable.replace(self.folder / f"{split}.jsonl", said.encode())
             splits[split] = {"documents": writer.documents, "tokens": writer.tokens, "bytes": size}
-        return splits, files, asdict(joined(tally)), held
+        return {"splits": splits, "shards": files, "ledger": asdict(joined(tally)), "held_out": held}
 
-    def _manifest(
-        self,
-        splits: dict[str, Any],
-        files: list[dict[str, Any]],
-        facts: tuple[dict[str, Any], list[Any], int],
-        source: Path | str | None,
-        settings: dict[str, Any],
-    ) -> None:
+    def _manifest(self, parts: dict[str, Any], source: Path | str | None, settings: dict[str, Any]) -> None:
         lost = [{"source": d.source, "member": d.member, "reason": d.reason, "detail": d.detail} for d in self.dropped]
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lost)
         durable.replace(self.folder / DROPPED, text.encode())
         ours = (f"{split}{end}" for split in SPLITS for end in ("-learn.bin", ".jsonl"))
-        names = [DROPPED, "tokenizer.json", CHAT, *ours]
-        paths = [path for name in names if (path := self.folder / name).is_file()]
-        files += [{"name": path.name, "bytes": path.stat().st_size, "sha256": digest(path)} for path in paths]
+        paths = [path for name in (DROPPED, *WORDS, *ours) if (path := self.folder / name).is_file()]
+        parts["shards"] += [{"name": p.name, "bytes": p.stat().st_size, "sha256": digest(p)} for p in paths]
         read = [item for item in listed(Path(source), False) if isinstance(item, Found)] if source else []
-        ledger, held, near = facts
         manifest = Manifest(
-            id=hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest(),
-            source=str(Path(source).absolute()) if source else str(self.folder),
+            id=hashlib.sha256(json.dumps(parts["shards"], sort_keys=True).encode()).hexdigest(),
+            source=str(Path(source).absolute()) if source else "",
             title=Path(source).name if source else "conversations",
-            request=str(settings.pop("request", "")),
+            request="",
             settings=settings,
             files=[{"path": f.shown, "size": f.size, "mtime_ns": f.mtime_ns, "sha256": digest(f.path)} for f in read],
             tokenizer=self.tokenizer.hash,
-            splits=splits,
-            shards=files,
             dropped=dict(Counter(item.reason for item in self.dropped)),
-            near_duplicates=near,
             encodings={},
             columns={},
-            ledger=ledger,
-            held_out=held,
+            **parts,
         )
         durable.replace(self.folder / NAME, manifest.to_json())

@@ -15,7 +15,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import files
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,11 +23,8 @@ from numpy.typing import NDArray
 from nomoat.core.types import Decodes, Scores
 from nomoat.data.chat import Chat, Messages
 from nomoat.data.lessons import Lessons
-from nomoat.data.shards import ShardReader
 from nomoat.data.tokenizer import Tokenizer
 from nomoat.evaluate.bits import BLOCK_TOKENS, FEW_DOCUMENTS, Excerpt, interval, stream_bits, token_bits
-from nomoat.evaluate.passages import continue_passages
-from nomoat.evaluate.report import WRITING
 from nomoat.evaluate.rouge import rouge_l
 from nomoat.evaluate.surprise import printable
 from nomoat.sampling.tokens import SamplingOptions
@@ -36,11 +33,7 @@ from nomoat.sampling.write import Continuation, continue_tokens
 FORGETTING = 0.05
 """What may be lost before it is worth a warning."""
 ROWS = 16  # answers written together
-HELD_OUT_TOKENS = 60_000
-
-
-class Reads(Decodes, Scores, Protocol):
-    """A model of text: it scores and it writes."""
+WINDOW = 1024  # tokens that are looked back on in a general text
 
 
 class Told(NamedTuple):
@@ -214,27 +207,22 @@ def answers(
     return made
 
 
-def lessons_compared(
-    models: tuple[Reads, Reads], tokenizer: Tokenizer, chat: Chat, held: Sequence[tuple[Messages, Told]], most: int
-) -> tuple[tuple[Beside, ...], tuple[Example, ...]]:
-    """Loss of the answers, their ROUGE-L on at most `most` of them, and five examples."""
-    told = [one for _, one in held]
+def answers_learned(models: tuple[Scores, Scores], told: Sequence[Told]) -> Beside:
+    """The loss of the answers in held-out conversations."""
     base_G, tuned_G = (nats(model, told) for model in models)
     count_G = np.array([one.counted_N[1:].sum() for one in told])
-    loss = ratio("loss of held-out answers", "nats a token", base_G, tuned_G, count_G)
-    chosen = [held[place][0] for place in np.linspace(0, len(held) - 1, min(most, len(held))).round().astype(int)]
+    return ratio("loss of held-out answers", "nats a token", base_G, tuned_G, count_G)
+
+
+def answers_beside(chosen: Sequence[Messages], wrote: Sequence[Sequence[str]]) -> tuple[Beside, tuple[Example, ...]]:
+    """ROUGE-L of what base and tuned model answered to the last question of each conversation, and five of them."""
     references = [messages[-1]["content"] for messages in chosen]
-    wrote = [
-        [one.text.strip() for _, one in answers(model, tokenizer, chat, [messages[:-1] for messages in chosen])]
-        for model in models
-    ]
-    rouge = [np.array([rouge_l(a, [r]) for a, r in zip(each, references, strict=True)]) for each in wrote]
+    base_G, tuned_G = (np.array([*map(rouge_l, each, ([one] for one in references))]) for each in wrote)
     shown = [
         Example(_said(messages[:-1]), base, tuned, reference)
         for messages, base, tuned, reference in zip(chosen, *wrote, references, strict=True)
     ]
-    learned = (loss, difference("ROUGE-L of answers", "", *rouge))
-    return learned, tuple(shown[:: max(1, len(shown) // 5)][:5])
+    return difference("ROUGE-L of answers", "", base_G, tuned_G), tuple(shown[:: max(1, len(shown) // 5)][:5])
 
 
 def held_out(data: Lessons) -> Iterator[tuple[Messages, Told]]:
@@ -245,43 +233,41 @@ def held_out(data: Lessons) -> Iterator[tuple[Messages, Told]]:
         yield messages, Told(rows.reader.window(first, size), rows.learn[first : first + size])
 
 
-def text_compared(
-    models: tuple[Reads, Reads], tokenizer: Tokenizer, folder: str, context_length: int
-) -> tuple[tuple[Beside, ...], tuple[Example, ...]]:
-    """Bits per byte of held-out text, and five of its passages continued."""
-    excerpt = Excerpt.of(ShardReader(folder, "heldout"), HELD_OUT_TOKENS)
+def text_learned(models: tuple[Scores, Scores], tokenizer: Tokenizer, excerpt: Excerpt, context_length: int) -> Beside:
+    """Bits per byte of held-out text."""
     lengths_V = tokenizer.lengths
     bits = [stream_bits(model, excerpt, lengths_V, tokenizer.eot, context_length) for model in models]
     few = len(excerpt.ends_D) < FEW_DOCUMENTS
     group_N = np.arange(len(bits[0])) // BLOCK_TOKENS if few else excerpt.places()
     base_G, tuned_G, bytes_G = (np.bincount(group_N, each) for each in (*bits, lengths_V[excerpt.tokens_N]))
-    training = ShardReader(folder, "train")
-    passages = [
-        continue_passages(model, tokenizer, excerpt, training, lambda document, lines: "", writing=WRITING)
-        for model in models
+    return ratio("held-out text", "bits per byte", base_G, tuned_G, bytes_G)
+
+
+def own_answers(
+    writer: Decodes, tokenizer: Tokenizer, chat: Chat, prompts: Sequence[str], most: int = 48
+) -> list[Told]:
+    """What a model itself answers to other prompts, as conversations whose answers count."""
+    asked = [[{"role": "user", "content": prompt}] for prompt in prompts]
+    return [
+        Told(np.array([*prompt, *one.tokens]), np.arange(len(prompt) + len(one.tokens)) >= len(prompt))
+        for prompt, one in answers(writer, tokenizer, chat, asked, most)
+        if one.tokens
     ]
-    shown = [Example(one.prompt, one.written, two.written, one.truth) for one, two in zip(*passages, strict=True)]
-    return (ratio("held-out text", "bits per byte", base_G, tuned_G, bytes_G),), tuple(shown)
 
 
 def forgotten(
-    models: tuple[Reads, Reads], tokenizer: Tokenizer, chat: Chat, general: Iterable[str], prompts: Sequence[str]
+    models: tuple[Scores, Scores], tokenizer: Tokenizer, general: Iterable[str], own: Sequence[Told]
 ) -> tuple[Beside, ...]:
     """Bits per byte of a general text, and the loss of the base's own answers to prompts of all kinds."""
     aligned = [tokenizer.aligned(text) for text in general]
-    told = [_begun(tokenizer, ids_N) for ids_N, _ in aligned]
-    reach: int = models[0].config.context_length  # type: ignore[attr-defined]
-    bits = [token_bits(model, [one.ids_N for one in told], min(reach, 1024), overlap=0.0) for model in models]
+    told = [np.concatenate([[tokenizer.opening], ids_N]) for ids_N, _ in aligned]
+    reach: int = min(models[0].config.context_length, WINDOW)  # type: ignore[attr-defined]
+    bits = [token_bits(model, told, reach, overlap=0.0) for model in models]
     base_G, tuned_G = (np.array([one.sum(dtype=np.float64) for one in each]) for each in bits)
     size = np.array([bytes_N.sum() for _, bytes_N in aligned])
     text = ratio("general text", "bits per byte", base_G, tuned_G, size)
-    own = [
-        Told(np.array([*prompt, *one.tokens]), np.arange(len(prompt) + len(one.tokens)) >= len(prompt))
-        for prompt, one in answers(models[0], tokenizer, chat, [_asked(prompt) for prompt in prompts], 48)
-        if one.tokens
-    ]
-    count_G = np.array([one.counted_N.sum() for one in own])
     base_G, tuned_G = (nats(model, own) for model in models)
+    count_G = np.array([one.counted_N.sum() for one in own])
     return text, ratio("the base's own answers", "nats a token", base_G, tuned_G, count_G)
 
 
@@ -290,21 +276,17 @@ def other_prompts() -> list[str]:
     return list(json.loads((files("nomoat.evaluate") / "prompts.json").read_text(encoding="utf-8")))
 
 
-def general_text(most: int = 48_000) -> list[str]:
-    """Prose that every Python has: beginnings of chapters of its language reference (PSF-2.0), about `most` bytes."""
+def general_text() -> list[str]:
+    """Prose that every Python has: the chapters of its language reference (PSF-2.0)."""
     from pydoc_data.topics import topics
 
-    chapters = [text for _, text in sorted(topics.items()) if len(text) > 1500]
-    return [text[:1500] for text in chapters[:: max(1, len(chapters) * 1500 // most)]]
+    return [text for _, text in sorted(topics.items())]
 
 
-def _begun(tokenizer: Tokenizer, ids_N: NDArray[Any]) -> Told:
-    whole = np.concatenate([[tokenizer.opening], ids_N])
-    return Told(whole, np.arange(len(whole)) > 0)
-
-
-def _asked(prompt: str) -> list[dict[str, str]]:
-    return [{"role": "user", "content": prompt}]
+def pieces(texts: Iterable[str], size: int = 1500, most: int = 32_000) -> list[str]:
+    """Pieces of `size` characters, evenly chosen from all texts, of about `most` together."""
+    found = [piece for text in texts for at in range(0, len(text), size) if (piece := text[at : at + size]).strip()]
+    return found[:: max(1, len(found) * size // most)]
 
 
 def _said(messages: Messages) -> str:

@@ -103,9 +103,8 @@ class LanguageModel(Family):
         )
         if documents_BL is not None and torch.equal(documents_BL, documents_BL[:, :1].expand_as(documents_BL)):
             documents_BL = positions_BL = None  # one document a row: no mask, and only distances matter
-        return (
-            self.stack(self.embed(tokens_BL), positions_BL, Ports(documents_BL=documents_BL)).x_BLD * self.output_scale
-        )
+        ports = Ports(documents_BL=documents_BL, adapter_B=batch.get("adapter"))
+        return self.stack(self.embed(tokens_BL), positions_BL, ports).x_BLD * self.output_scale
 
     def loss(self, batch: Batch, player: str = "model", progress: float = 0.0) -> Loss:
         """Summed nats over the tokens under `mask` [B, L + 1], each predicted from those before it."""
@@ -135,7 +134,8 @@ class LanguageModel(Family):
     def encode(self, batch: Batch) -> Tensor:
         """The mean [B, D] of the stack's output over the tokens under `mask` [B, L]."""
         mask_BL = batch["mask"]
-        x_BLD = self.stack(self.embed(batch["tokens"]), None, Ports(valid_BL=mask_BL)).x_BLD
+        ports = Ports(valid_BL=mask_BL, adapter_B=batch.get("adapter"))
+        x_BLD = self.stack(self.embed(batch["tokens"]), None, ports).x_BLD
         weight_BL1 = mask_BL[..., None].to(x_BLD.dtype)
         return (x_BLD * weight_BL1).sum(1) / weight_BL1.sum(1).clamp(min=1)
 
@@ -150,7 +150,7 @@ class LanguageModel(Family):
         """Append tokens [B, L] to the slots and return the logits [B, L, V] after each of them."""
         x_BLD = self.stack(self.embed(tokens_BL), None, Ports(), memory, slots).x_BLD * self.output_scale
         layer = self.embed if self.output is None else self.output
-        packed = getattr(layer, "matrix", None)
+        packed = None if self.shared else getattr(layer, "matrix", None)  # adapters learn beside exact weights
         logits_BLV = F.linear(x_BLD, self.table).float() if packed is None else packed.multiply(x_BLD)
         return logits_BLV if self.soft_cap is None else self.soft_cap * torch.tanh(logits_BLV / self.soft_cap)
 

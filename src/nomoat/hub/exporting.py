@@ -21,6 +21,7 @@ from nomoat.core.errors import CheckpointError, ConfigError, RunError, nearest
 from nomoat.core.run import Run, load
 from nomoat.families.lm import LM
 from nomoat.hub import names
+from nomoat.hub.adapters import write_adapter
 from nomoat.hub.blocks import FORMATS, Bytes, pack
 from nomoat.hub.chat_files import write_vocabulary
 from nomoat.hub.config import write_config
@@ -30,7 +31,7 @@ from nomoat.hub.importing import DTYPES, Watch, told, typed
 from nomoat.hub.packing import unpacked
 from nomoat.hub.vocabulary import to_gguf
 
-FORMS = ("hf", "gguf")
+FORMS = ("hf", "gguf", "peft")
 SHARD_BYTES = 5 * 10**9
 FILE_TYPES = {"F32": 0, "F16": 1, "Q8_0": 7, "BF16": 32}
 """llama.cpp's numbers for what most tensors of a file are."""
@@ -60,7 +61,7 @@ def export_model(
     _remove(fresh)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        (_write_gguf if to == "gguf" else _write_folder)(opened, family, config, fresh, dtype, watch)
+        {"gguf": _write_gguf, "hf": _write_folder, "peft": _write_peft}[to](opened, family, config, fresh, dtype, watch)
         fresh.rename(target)
     except OSError as error:
         raise RunError(f"{target} cannot be written", str(error), "free some disk space, or go elsewhere") from error
@@ -86,7 +87,8 @@ def weights_of(run: Run) -> dict[str, Later]:
     """
     if run.recipe.adapt is not None:
         whole = load(run, merged=True).state_dict()
-        return {name: Later(tuple(one.shape), one.dtype, partial(whole.get, name)) for name, one in whole.items()}
+        made = {name: partial(whole.__getitem__, name) for name in whole}
+        return {name: Later(tuple(one.shape), one.dtype, made[name]) for name, one in whole.items()}
     found = checkpoint.newest(run.checkpoints)
     ours = checkpoint.waiting(found.path, "weights")
     ours |= checkpoint.waiting(found.path, checkpoint.model_group(found.path))
@@ -147,6 +149,11 @@ def _write_folder(run: Run, family: LM, config: dict[str, Any], folder: Path, dt
         head = f"---\nlicense: {licence.lower()}\n---\n" if licence else ""
         text = (run.path / "card.md").read_text(encoding="utf-8")
         (folder / "README.md").write_text(head + text, encoding="utf-8")
+
+
+def _write_peft(run: Run, family: LM, config: dict[str, Any], folder: Path, dtype: str, watch: Watch | None) -> None:
+    """The adapter alone, for whoever has its base."""
+    write_adapter(run, folder, DTYPES.get(dtype, torch.float32))
 
 
 def _write_gguf(run: Run, family: LM, config: dict[str, Any], file: Path, dtype: str, watch: Watch | None) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from nomoat.core.checkpoint import Later, read_later
 from nomoat.core.errors import DataError, NomoatError
+from nomoat.core.recipe import Ref
 from nomoat.data.licence import LicenceFinder
 from nomoat.data.spdx import licence_id
 from nomoat.families.lm import LM
@@ -44,13 +45,14 @@ class Foreign:
     """A model in another program's format.
 
     Args:
-        format: `GGUF`, `Hugging Face` or `llama2.c`.
+        format: `GGUF`, `Hugging Face`, `llama2.c` or `PEFT`.
         path: what was opened.
         files: the files with weights.
         config: the model.
         tensors: its weights under our names, each read when it is needed.
         vocabulary: reads its tokenizer and chat template; None where it has none.
         licence: SPDX identifier or what it says, and where that is written; None: it says nothing.
+        start, adapt: of an adapter, the base and its `LoRA`; the tensors are the adapter's alone.
     """
 
     format: str
@@ -60,6 +62,8 @@ class Foreign:
     tensors: Mapping[str, Later]
     vocabulary: Callable[[], Vocabulary | None]
     licence: tuple[str | None, str]
+    start: Ref | None = None
+    adapt: Any = None
 
 
 def open_foreign(path: Path | str) -> Foreign:

@@ -23,6 +23,7 @@ from nomoat.core.recipe import Recipe
 from nomoat.core.run import Run
 from nomoat.data.imported import Imported
 from nomoat.data.spdx import licence_id
+from nomoat.hub.adapters import is_adapter, open_adapter
 from nomoat.hub.foreign import Foreign, open_foreign
 from nomoat.hub.packing import packed
 
@@ -39,6 +40,7 @@ def import_model(
     dtype: str = "auto",
     licence: str | None = None,
     watch: Watch | None = None,
+    base: Run | Path | str | None = None,
 ) -> Run:
     """Make a run of a model in another program's format; arguments and errors as in `verbs.import_model`.
 
@@ -50,18 +52,20 @@ def import_model(
     known = ("auto", *DTYPES, *PACKED)
     if dtype not in known:
         raise ConfigError(f"there is no dtype `{dtype}`", f"there is {', '.join(known)}", nearest(dtype, known))
-    found = open_foreign(path)
+    found = open_adapter(path, base) if is_adapter(path) or base is not None else open_foreign(path)
     hashes = {file.name: _sha256(file) for file in found.files}
     lines = "".join(f"{digest}  {file}\n" for file, digest in sorted(hashes.items()))
     whole = next(iter(hashes.values())) if len(hashes) == 1 else hashlib.sha256(lines.encode()).hexdigest()
     title = name or (found.path.resolve().name if found.path.is_dir() else found.path.stem)
     data = Imported(str(found.path.resolve()), whole, found.format)
-    about = f"{title}, imported from {found.format}."
+    about = f"{title}, imported from {found.format}{f', beside {found.start.run}' if found.start else ''}."
     # A recipe names a budget; this one is never spent, because there is nothing to train on.
     config, tensors = found.config, typed(found.tensors, dtype)
     if dtype in PACKED:
         config, tensors = packed(config, tensors, PACKED[dtype])
-    run = Run.create(root, title, Recipe(about, config, data, Budget("nothing", 1, "steps"), batch_size=1))
+    never = Budget("nothing", 1, "steps")
+    recipe = Recipe(about, config, data, never, batch_size=1, start=found.start, adapt=found.adapt)
+    run = Run.create(root, title, recipe)
     try:
         tensors = told(tensors, "import", watch)
         checkpoint.save(run.checkpoints, 0, {"weights": tensors}, {"step": 0})
@@ -83,7 +87,8 @@ def _write_words(run: Run, found: Foreign, licence: str | None, hashes: Mapping[
             watch({"kind": "warning", "text": text})
     else:
         run.write_text("tokenizer.json", vocabulary[0])
-        run.write_json("chat.json", vocabulary[1])
+        if vocabulary[1] is not None:
+            run.write_json("chat.json", vocabulary[1])
     stated = (licence_id(licence) or licence, "stated with --licence") if licence else found.licence
     ledger = {
         **asdict(run.recipe.data),

@@ -79,7 +79,7 @@ class Attention(nn.Module):
 
     def forward(self, x_BLD: Tensor, scene: Scene, layer_memory: AttentionMemory | None = None) -> Tensor:
         """[B, L, D] to [B, L, D]."""
-        heads_BLHK = self.qkv(x_BLD).unflatten(-1, (-1, self.head_width))
+        heads_BLHK = scene.linear(self.qkv, x_BLD).unflatten(-1, (-1, self.head_width))
         q_BLHK, k_BLGK, v_BLGK = split_heads(heads_BLHK, self.sizes)
         q_BLHK = self.turn(self.query_norm(q_BLHK), scene.angles)
         k_BLGK = self.turn(self.key_norm(k_BLGK), scene.angles)
@@ -89,7 +89,7 @@ class Attention(nn.Module):
             k_BGMK, v_BGMK = layer_memory.extend(k_BLGK, v_BLGK, scene)
         kernel = KERNELS[scene.kernel]
         y_BHLK = kernel(q_BLHK.transpose(1, 2), k_BGMK, v_BGMK, scene.mask, scene.triangle, self.scale)
-        return self.out(y_BHLK.transpose(1, 2).flatten(2))
+        return scene.linear(self.out, y_BHLK.transpose(1, 2).flatten(2))
 
     def memory(self, slots: int, length: int, dtype: torch.dtype) -> AttentionMemory:
         """Empty keys and values of `slots` rows with room for `length` tokens."""
@@ -124,7 +124,7 @@ class CrossAttention(nn.Module):
 
     def forward(self, x_BLD: Tensor, scene: Scene, layer_memory: AttentionMemory | None = None) -> Tensor:
         """[B, L, D] to [B, L, D]; the context is the scene's, else the memory's."""
-        q_BLHK = self.query_norm(self.query(x_BLD).unflatten(-1, (-1, self.head_width)))
+        q_BLHK = self.query_norm(scene.linear(self.query, x_BLD).unflatten(-1, (-1, self.head_width)))
         if scene.context_BMD is not None:
             k_BMGK, v_BMGK = self.keys_values(scene.context_BMD)
             k_BGMK, v_BGMK = k_BMGK.transpose(1, 2), v_BMGK.transpose(1, 2)
@@ -133,7 +133,7 @@ class CrossAttention(nn.Module):
             k_BGMK, v_BGMK = layer_memory.read(scene.rows, scene.context_reach, q_BLHK.dtype)
         kernel = KERNELS[scene.kernel]
         y_BHLK = kernel(q_BLHK.transpose(1, 2), k_BGMK, v_BGMK, scene.context_mask, False, self.scale)
-        y_BLD = self.out(y_BHLK.transpose(1, 2).flatten(2))
+        y_BLD = scene.linear(self.out, y_BHLK.transpose(1, 2).flatten(2))
         return y_BLD if scene.context_given is None else y_BLD * scene.context_given
 
     def keys_values(self, context_BMD: Tensor) -> tuple[Tensor, Tensor]:

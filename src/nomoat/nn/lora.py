@@ -73,7 +73,7 @@ class LoRA:
         product = family.starts
         if adapted_layers(product):
             raise ConfigError("this model is adapted already", "one adapter on another is not kept apart", MERGE_FIRST)
-        layers = dict(_layers(product))
+        layers = dict(linear_layers(product))
         names = {name.rsplit(".", 1)[-1] for name in layers}
         if unknown := [target for target in self.targets if target not in names and target not in TARGETS]:
             near = nearest(unknown[0], names)
@@ -109,7 +109,11 @@ class Adapted(nn.Module):
         name: for errors.
     """
 
-    def __init__(self, base: nn.Linear | PackedLinear, lora: LoRA, name: str = "layer") -> None:
+    weight: Tensor
+    matrix: Packed
+    squares: Tensor
+
+    def __init__(self, base: Any, lora: LoRA, name: str = "layer") -> None:
         super().__init__()
         packed = isinstance(base, PackedLinear)
         outputs, inputs = (base.matrix.outputs, base.matrix.inputs) if packed else base.weight.shape
@@ -128,7 +132,7 @@ class Adapted(nn.Module):
         nn.init.uniform_(self.a, -1 / math.sqrt(inputs), 1 / math.sqrt(inputs))
         for parameter, rows in ((self.a, (rank,) * len(self.blocks)), (self.b, self.blocks)):
             setattr(parameter, "blocks", rows)  # noqa: B010  each is a matrix of its own to the optimizer
-        self.magnitude = None
+        self.magnitude: nn.Parameter | None = None
         if lora.dora:
             squares = self.dense().square().sum(1)
             self.register_buffer("squares", squares, persistent=False)
@@ -139,13 +143,13 @@ class Adapted(nn.Module):
         """[..., inputs] to [..., outputs]."""
         dtype = working_dtype(x)
         weight = self.matrix if hasattr(self, "matrix") else self._cast.of(self.weight, dtype)
-        plain = self.magnitude is None
-        bias = self.bias if self.bias is None or not plain else self.bias.to(dtype)
-        y = product(x.to(dtype), weight, bias if plain else None, self.a, self.b, (self.scale, self.blocks))
-        if plain:
-            return y
+        bias = None if self.bias is None else self.bias.to(dtype)
+        shape = self.scale, self.blocks
+        if self.magnitude is None:
+            return product(x.to(dtype), weight, bias, self.a, self.b, shape)
+        y = product(x.to(dtype), weight, None, self.a, self.b, shape)
         y = y * (self.magnitude / self.lengths()).to(dtype)
-        return y if bias is None else y + bias.to(dtype)
+        return y if bias is None else y + bias
 
     @torch.no_grad()
     def lengths(self) -> Tensor:
@@ -157,14 +161,14 @@ class Adapted(nn.Module):
                 crossed.append(((w @ a.T) * b).sum(1))
                 squared.append(((b @ (a @ a.T)) * b).sum(1))
             grown = 2 * self.scale * torch.cat(crossed) + self.scale**2 * torch.cat(squared)
-            return (cast(Tensor, self.squares) + grown).clamp_(min=1e-12).sqrt_()
+            return (self.squares + grown).clamp_(min=1e-12).sqrt_()
 
     def dense(self) -> Tensor:
         """The frozen weights [outputs, inputs] in float."""
         return dense(self).detach().to(torch.promote_types(self.a.dtype, torch.float32))
 
     def thin(self) -> tuple[Tensor, Tensor]:
-        """A [parts x rank, inputs] and B [outputs, parts x rank], zero outside its parts and multiplied by the scale."""
+        """A [parts x rank, inputs] and B [outputs, parts x rank], times the scale and zero outside of its parts."""
         return self.a.detach(), spread(self.b.detach() * self.scale, self.blocks)
 
     def whole(self) -> Tensor:
@@ -259,7 +263,7 @@ class _Product(torch.autograd.Function):
         return grad_x, None, None, grad_a, grad_b, None
 
 
-def _layers(product: nn.Module) -> Iterator[tuple[str, nn.Linear | PackedLinear]]:
+def linear_layers(product: nn.Module) -> Iterator[tuple[str, nn.Linear | PackedLinear]]:
     """The linear layers of a model's stacks, by name; its output layer is in none."""
     for above, stack in product.named_modules():
         if isinstance(stack, Stack):
@@ -292,7 +296,8 @@ def merged(family: Family) -> Family:
         if isinstance(module, Adapted | PackedLinear):
             weight = module.whole() if isinstance(module, Adapted) else dense(module)
             plain = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-            plain.weight, plain.bias = nn.Parameter(weight, requires_grad=False), module.bias
+            plain.weight = nn.Parameter(weight, requires_grad=False)
+            plain.register_parameter("bias", module.bias)
             setattr(plain, "blocks", getattr(module, "blocks", (len(weight),)))  # noqa: B010
             put(family, name, plain)
         elif isinstance(module, PackedEmbedding):

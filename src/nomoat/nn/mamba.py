@@ -150,7 +150,7 @@ class MambaMixer(nn.Module):
     def forward(self, x_BLD: Tensor, scene: Scene, layer_memory: MambaMemory | None = None) -> Tensor:
         """[B, L, D] to [B, L, D]."""
         rows = _Rows.of(scene)
-        z_BLE, mixed_BLC, dt_BLH = self.in_proj(_move(x_BLD, rows.there)).split(self.sizes, dim=2)
+        z_BLE, mixed_BLC, dt_BLH = scene.linear(self.in_proj, _move(x_BLD, rows.there)).split(self.sizes, dim=2)
         heads = self.skip.shape[0]
         dt_BLH = F.softplus(_full(dt_BLH) + _full(self.dt_bias).repeat(dt_BLH.shape[2] // heads))
         if rows.valid_BL is not None:
@@ -159,7 +159,7 @@ class MambaMixer(nn.Module):
             y_BLHK = self._forwards(mixed_BLC, dt_BLH, rows, scene, layer_memory)
         else:
             y_BLHK = self._both_ways(mixed_BLC, dt_BLH, rows)
-        y_BLD = self.out(self.norm(y_BLHK.flatten(2) * F.silu(z_BLE)))
+        y_BLD = scene.linear(self.out, self.norm(y_BLHK.flatten(2) * F.silu(z_BLE)))
         return _move(y_BLD, rows.back)
 
     def _forwards(

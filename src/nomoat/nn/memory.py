@@ -53,12 +53,14 @@ class Memory:
         slots: number of rows.
         contexts: one ContextMemory a layer where the stack has cross-attention, else none.
 
-    `lengths` are the tokens and `context_lengths` the columns of context that each slot holds.
+    `lengths` are the tokens and `context_lengths` the columns of context that each slot holds; `adapters` is the
+    adapter that it is read with, -1 for none: whoever puts a text there sets it.
     """
 
     def __init__(self, layers: Sequence[LayerMemory], slots: int, contexts: Sequence[ContextMemory] = ()) -> None:
         self.layers, self.contexts = tuple(layers), tuple(contexts)
         self.lengths, self.context_lengths, self.reserved = [0] * slots, [0] * slots, [0] * slots
+        self.adapters = [-1] * slots
 
     def reserve(self, slot: int, length: int) -> None:
         """Make room for `length` tokens in the slot."""
@@ -72,7 +74,7 @@ class Memory:
         if source != target:
             for layer in (*self.layers, *self.contexts):
                 layer.fork(source, target)
-            for held in (self.lengths, self.context_lengths, self.reserved):
+            for held in (self.lengths, self.context_lengths, self.reserved, self.adapters):
                 held[target] = held[source]
 
     def rewind(self, slot: int, length: int) -> int:

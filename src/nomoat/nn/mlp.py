@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from nomoat.nn.dialect import Dialect
 from nomoat.nn.linear import fused_linear, linear, output_linear
-from nomoat.nn.scene import Scene
+from nomoat.nn.scene import ALONE, Scene
 
 
 def _relu2(x: Tensor) -> Tensor:
@@ -46,9 +46,9 @@ class MLP(nn.Module):
         self.down = output_linear(inner, width, dialect.bias == "all", dialect)
         self.activation = ACTIVATIONS[dialect.activation]
 
-    def forward(self, x_BLD: Tensor, scene: Scene | None = None, memory: None = None) -> Tensor:
-        """[B, L, D] to [B, L, D]; scene and memory are not needed."""
-        return self.down(self.activation(self.up(x_BLD)))
+    def forward(self, x_BLD: Tensor, scene: Scene = ALONE, memory: None = None) -> Tensor:
+        """[B, L, D] to [B, L, D]; of the scene only the rows' adapters matter."""
+        return scene.linear(self.down, self.activation(scene.linear(self.up, x_BLD)))
 
 
 class GatedMLP(nn.Module):
@@ -60,7 +60,7 @@ class GatedMLP(nn.Module):
         self.down = output_linear(inner, width, dialect.bias == "all", dialect)
         self.activation = ACTIVATIONS[dialect.activation]
 
-    def forward(self, x_BLD: Tensor, scene: Scene | None = None, memory: None = None) -> Tensor:
-        """[B, L, D] to [B, L, D]; scene and memory are not needed."""
-        gate_BLF, up_BLF = self.up(x_BLD).chunk(2, dim=-1)
-        return self.down(self.activation(gate_BLF) * up_BLF)
+    def forward(self, x_BLD: Tensor, scene: Scene = ALONE, memory: None = None) -> Tensor:
+        """[B, L, D] to [B, L, D]; of the scene only the rows' adapters matter."""
+        gate_BLF, up_BLF = scene.linear(self.up, x_BLD).chunk(2, dim=-1)
+        return scene.linear(self.down, self.activation(gate_BLF) * up_BLF)

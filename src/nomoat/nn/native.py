@@ -109,6 +109,7 @@ def why_not(model: Any) -> str:
         "it has condition or context ports": bool(backbone.cond_width or backbone.context_width),
         "its heads are no multiple of 16 wide": bool(backbone.head_size % 16),
         "a width is no multiple of 32": any(size % 32 for size in sizes),
+        "several adapters share its weights": bool(model.stack.rules.adapters),
         "it is not on the CPU": any(not one.is_cpu for one in model.parameters()),
         "its weights are neither bf16 nor fp32": any(
             one.dtype not in (torch.bfloat16, torch.float32) for one in model.parameters()

@@ -17,7 +17,7 @@ from nomoat.core.types import Ports
 from nomoat.nn.masks import RelativePositions, additive, is_needed, is_triangle, seen
 from nomoat.nn.memory import Memory
 from nomoat.nn.rotary import Rotary
-from nomoat.nn.scene import Scene, working_dtype
+from nomoat.nn.scene import Scene, with_adapters, working_dtype
 
 Slots = Sequence[int] | Tensor | None
 
@@ -34,6 +34,7 @@ class Rules:
         table: rows of the table of learned positions; 0: no table.
         cond, context: whether the stack has that port.
         attends: whether any layer is attention (else no mask is made).
+        adapters: how many a row may be read with.
     """
 
     causal: bool
@@ -45,6 +46,7 @@ class Rules:
     cond: bool
     context: bool
     attends: bool
+    adapters: int = 0
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ def resolve(rules: Rules, call: Call, x_BLD: Tensor, relative: RelativePositions
     )
     if call.memory is not None:
         scene = _seat(scene, call.memory, call.slots, x_BLD)
+    scene = _adapt(scene, rules, call, x_BLD) if rules.adapters else scene
     scene = _listen(scene, call.memory, x_BLD) if rules.context else scene
     scene = _place(scene, rules, call, x_BLD)
     return _see(scene, rules, x_BLD, relative)
@@ -89,7 +92,7 @@ def _check(rules: Rules, call: Call) -> None:
     ):
         if given is not None and not has:
             raise ConfigError(f"this stack has no {port} port", fix=f"build the backbone with {field} > 0")
-    if ports.adapter_B is not None:
+    if ports.adapter_B is not None and not rules.adapters:
         raise ConfigError("this stack has no low-rank adapters", "adapter_B names one for each row")
     if ports.residuals is not None and len(ports.residuals) != rules.depth:
         raise ConfigError(f"{len(ports.residuals)} residuals for {rules.depth} layers", fix="pass one for each layer")
@@ -132,6 +135,19 @@ def _seat(scene: Scene, memory: Memory, slots: Slots, x_BLD: Tensor) -> Scene:
         lengths_B=torch.tensor(lengths, device=device),
         reach=max(held + new for held, new in zip(lengths, counts, strict=True)),
     )
+
+
+def _adapt(scene: Scene, rules: Rules, call: Call, x_BLD: Tensor) -> Scene:
+    """Which adapter each row is read with: as the port says, else as its slot of the memory was begun."""
+    chosen = call.ports.adapter_B
+    if chosen is None and call.memory is not None:
+        chosen = torch.tensor([call.memory.adapters[seat] for seat in scene.seats])
+    if chosen is None or bool((chosen == -1).all()):
+        return scene
+    if chosen.shape != x_BLD.shape[:1] or not -1 <= int(chosen.min()) <= int(chosen.max()) < rules.adapters:
+        why = f"the stack has {rules.adapters}, counted from 0, and -1 is none"
+        raise ConfigError(f"{chosen.tolist()} are no adapters of {len(x_BLD)} rows", why)
+    return replace(scene, linear=with_adapters((chosen % (rules.adapters + 1)).to(x_BLD.device)))
 
 
 def _listen(scene: Scene, memory: Memory | None, x_BLD: Tensor) -> Scene:

@@ -11,12 +11,30 @@ A mixer is a module with
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nomoat.nn.rotary import Angles
+
+Linear = Callable[[nn.Module, Tensor], Tensor]
+
+
+def plainly(layer: nn.Module, x_BLD: Tensor) -> Tensor:
+    """The layer as it is."""
+    return layer(x_BLD)
+
+
+def with_adapters(adapter_B: Tensor) -> Linear:
+    """Calls layers that have several adapters (nn/several.py) with each row's own, and all others as they are."""
+
+    def call(layer: Any, x_BLD: Tensor) -> Tensor:
+        return layer.chosen(x_BLD, adapter_B) if hasattr(layer, "chosen") else layer(x_BLD)
+
+    return call
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +65,7 @@ class Scene:
         context_reach: columns of context that the memory holds for these rows, where none is passed; 0: none.
         cond_B1D: condition vectors after their SiLU; None: none.
         kernel: "fused", "tiled" or "plain", for attention.
+        linear: calls a linear layer, with each row's adapter where there are several.
     """
 
     causal: bool = True
@@ -72,6 +91,11 @@ class Scene:
     context_reach: int = 0
     cond_B1D: Tensor | None = None
     kernel: str = "fused"
+    linear: Linear = plainly
+
+
+ALONE = Scene()
+"""Nothing but what the layer is given."""
 
 
 def working_dtype(like: Tensor) -> torch.dtype:

@@ -29,7 +29,8 @@ class Seat:
     """A slot: its text, of which the memory has read the first `read` tokens and has room for `room`.
 
     Its first `parted` tokens stood in another seat too, `own` of those read would be missed, somebody writes in `busy`
-    ones, and `used` tells which was taken or left last.
+    ones, `used` tells which was taken or left last, and `adapter` what the text was read with: a text read with one
+    adapter is no beginning for another.
     """
 
     number: int
@@ -40,6 +41,7 @@ class Seat:
     own: int = 0
     busy: bool = False
     used: int = 0
+    adapter: int = -1
 
     @property
     def waiting(self) -> int:
@@ -65,13 +67,14 @@ class Seats:
         self.seats = [Seat(number, room=room) for number in range(count)]
         self._device = device_of(model)
         self._clock = 0
+        self._adapters = getattr(self.memory, "adapters", None)  # a memory's that knows of several
         self._snapshot = getattr(self.memory, "snapshot", lambda slots: None)  # needed where a rewind may fall short
 
     def idle(self) -> list[Seat]:
         """Seats that nobody writes in, the one left longest ago first."""
         return sorted((seat for seat in self.seats if not seat.busy), key=lambda seat: (seat.used, seat.number))
 
-    def take(self, tokens: Sequence[int], fresh: bool = False) -> Seat:
+    def take(self, tokens: Sequence[int], fresh: bool = False, adapter: int = -1) -> Seat:
         """A seat for the text with as much read as is known, the last token at most excepted: its logits are wanted.
 
         There must be an idle seat.
@@ -79,9 +82,11 @@ class Seats:
         Args:
             tokens: the text, at least one token.
             fresh: read it from the start whatever is there.
+            adapter: of the model, where it has several; -1: none.
         """
         idle, wanted = self.idle(), list(tokens[:-1])
-        shared = [0 if fresh else agree(seat.tokens[: seat.read], wanted) for seat in self.seats]
+        strange = [fresh or seat.adapter != adapter for seat in self.seats]
+        shared = [0 if strange[seat.number] else agree(seat.tokens[: seat.read], wanted) for seat in self.seats]
         source = max(self.seats, key=lambda seat: (shared[seat.number], not seat.busy, -seat.read))
         common = shared[source.number]
         if common < LEAST:
@@ -96,6 +101,9 @@ class Seats:
                 self._copy(source, seat)
             seat.read = self.memory.rewind(seat.number, common)
         seat.tokens, seat.parted, seat.busy, seat.used = list(tokens), common, True, self._tick()
+        seat.adapter = adapter
+        if self._adapters is not None:
+            self._adapters[seat.number] = adapter
         return seat
 
     def fork(self, source: Seat) -> Seat:
@@ -142,7 +150,7 @@ class Seats:
 
     def _copy(self, source: Seat, target: Seat) -> None:
         self.memory.fork(source.number, target.number)
-        target.read, target.room = source.read, max(source.room, target.room)
+        target.read, target.room, target.adapter = source.read, max(source.room, target.room), source.adapter
 
     def _tick(self) -> int:
         self._clock += 1

@@ -23,6 +23,7 @@ class Ask:
         constraint: limits what is written; it is not changed itself.
         deadline: moment of `time.monotonic()` at which the work ends.
         prompt_logprobs: tell the tokens of the prompt too, all but the first.
+        adapter: which of the model's, where it has several; -1: none.
     """
 
     tokens: tuple[int, ...]
@@ -33,6 +34,7 @@ class Ask:
     constraint: Constraint | None = None
     deadline: float | None = None
     prompt_logprobs: bool = False
+    adapter: int = -1
 
     def check(self, context_length: int, vocab_size: int, slots: int) -> None:
         """Refuse what the engine cannot do. Raises ConfigError."""

@@ -77,6 +77,7 @@ async def chat(served: Served, body: ChatRequest, deadline_seconds: float) -> Wa
         top_logprobs=(body.top_logprobs or 0) if body.logprobs else 0,
         constraint=await asyncio.to_thread(served.constraint, *form) if form else None,
         deadline=time.monotonic() + deadline_seconds,
+        adapter=served.adapter,
     )
     return Wanted(
         asks=(ask,),
@@ -104,6 +105,7 @@ async def completion(served: Served, body: CompletionRequest, deadline_seconds: 
         top_logprobs=body.logprobs or 0,
         constraint=await asyncio.to_thread(served.constraint, *form) if form else None,
         deadline=time.monotonic() + deadline_seconds,
+        adapter=served.adapter,
         prompt_logprobs=bool(body.echo) and body.logprobs is not None,
     )
     asks = []

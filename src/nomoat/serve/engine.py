@@ -187,7 +187,7 @@ class Engine:
         """Read a piece of the prompt, all but its last token, and make rows of it at the end; returns its tokens."""
         ask = ticket.ask
         if self._place is None:
-            self._place = self._seats.take(ask.tokens, fresh=ask.prompt_logprobs)
+            self._place = self._seats.take(ask.tokens, ask.prompt_logprobs, ask.adapter)
             self._counts["tokens_in"] += len(ask.tokens)
             self._counts["prefix_tokens_reused"] += self._place.read
         seat, start, last = self._place, self._place.read, len(ask.tokens) - 1

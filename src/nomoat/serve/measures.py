@@ -80,7 +80,8 @@ def page(loaded: Iterable[Served], responses: Counter[int]) -> str:
     lines += [
         f'nomoat_http_responses_total{{status="{status}"}} {count}' for status, count in sorted(responses.items())
     ]
-    stats = {served.name: served.engine.stats() for served in loaded}
+    engines = {id(served.engine): served for served in reversed(loaded)}  # what several share is counted once
+    stats = {served.name: served.engine.stats() for served in engines.values()}
     for field, name, kind, about in STATS:
         lines += _head(name, kind, about)
         lines += [f"nomoat_{name}{{{labels[model]}}} {getattr(found, field)}" for model, found in stats.items()]

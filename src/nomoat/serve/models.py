@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from nomoat.core.errors import ConfigError
 from nomoat.serve.measures import Measures
 from nomoat.serve.openai import ApiError
+from nomoat.serve.sharing import groups
 
 if TYPE_CHECKING:
     from nomoat.core.run import Run
@@ -74,6 +75,7 @@ class Served:
         chat: its chat template.
         family: the model itself, for what is not written token by token.
         context_length: tokens of prompt and answer together.
+        adapter: which of the engine's, where several runs share one; -1: none.
     """
 
     name: str
@@ -82,6 +84,7 @@ class Served:
     chat: Chat
     family: Any
     context_length: int
+    adapter: int = -1
     measures: Measures = field(default_factory=Measures)
     used: float = field(default_factory=time.monotonic)
     aside: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
@@ -161,6 +164,8 @@ class Served:
                 raise ApiError(504, "the request took longer than it may", code="deadline")
             tokens_BL = pad_sequence([torch.tensor(rows[index]) for index in some], batch_first=True, padding_value=-1)
             batch = {"tokens": tokens_BL.clamp(min=0).to(device), "mask": (tokens_BL >= 0).to(device)}
+            if self.adapter >= 0:
+                batch["adapter"] = torch.full((len(some),), self.adapter)
             with torch.no_grad():
                 vectors |= zip(some, normalize(self.family.encode(batch).float(), dim=1).tolist(), strict=True)
         return [vectors[index] for index in range(len(rows))]
@@ -178,21 +183,45 @@ def read(run: Run, settings: Settings) -> Served:
         ConfigError: it is no model of text, or its weights cannot be had in so many bits.
         CheckpointError: no checkpoint is good.
     """
-    from nomoat.core.device import choose
     from nomoat.core.run import load
+
+    return _served(load(run), {run: -1}, settings)[run.name]
+
+
+def read_shared(runs: Sequence[Run], settings: Settings) -> dict[str, Served]:
+    """Load runs of one base, for which one engine writes; errors as in `read`."""
+    from nomoat.serve.sharing import read_group
+
+    family, adapters = read_group(runs)
+    return _served(family, {run: adapters[run.name] for run in runs}, settings)
+
+
+def _served(family: Any, runs: Mapping[Run, int], settings: Settings) -> dict[str, Served]:
+    """An engine for a model, and what is served of each run; whose adapter it is, or -1.
+
+    Raises:
+        ConfigError: it is no model of text, or its weights cannot be had in so many bits.
+        CheckpointError: no checkpoint is good.
+    """
+    from nomoat.core.device import choose
     from nomoat.data import tokenizer
     from nomoat.data.chat import Chat
     from nomoat.nn.native import quickest
     from nomoat.sampling.speculate import NgramDrafts
     from nomoat.serve.engine import Engine
 
-    family: Any = load(run).to(choose(settings.device))
-    if not hasattr(family, "decode") or not (run.path / "tokenizer.json").exists():
-        raise ConfigError(f"{run.name} does not write text", "only models of text are served", "name another run")
+    for run in runs:
+        if not hasattr(family, "decode") or not (run.path / "tokenizer.json").exists():
+            raise ConfigError(f"{run.name} does not write text", "only models of text are served", "name another run")
+    family = family.to(choose(settings.device))
     reader = quickest(family, settings.bits)
     length = min(settings.context_length or family.config.context_length, family.config.context_length)
     engine = Engine(reader, slots=settings.slots, context_length=length, queue=settings.queue, draft=NgramDrafts())
-    return Served(run.name, engine, tokenizer.load(run.path / "tokenizer.json"), Chat.of(run.path), family, length)
+    found = {}
+    for run, adapter in runs.items():
+        spelling, chat = tokenizer.load(run.path / "tokenizer.json"), Chat.of(run.path)
+        found[run.name] = Served(run.name, engine, spelling, chat, family, length, adapter)
+    return found
 
 
 class Models:
@@ -216,12 +245,18 @@ class Models:
         self._reader = reader
         self._loaded: dict[str, Served] = {}
         self.ready = False
-        self._locks: dict[str, asyncio.Lock] = {name: asyncio.Lock() for name in self.runs}
+        self._groups = groups(self.runs) if reader is read else {}
+        locks = {self._group(name): asyncio.Lock() for name in self.runs}
+        self._locks = {name: locks[self._group(name)] for name in self.runs}
 
     @property
     def loaded(self) -> Iterable[Served]:
         """The models in memory."""
         return tuple(self._loaded.values())
+
+    def _group(self, name: str) -> tuple[str, ...]:
+        """The runs that are loaded and freed together with one: those of the same base."""
+        return self._groups.get(name, (name,))
 
     def _known(self, name: str) -> str:
         if name and name not in self.names:
@@ -238,7 +273,11 @@ class Models:
         name = self._known(name)
         async with self._locks[name]:
             if name not in self._loaded:
-                self._loaded[name] = await asyncio.to_thread(self._reader, self.runs[name], self.settings)
+                if name in self._groups:
+                    runs = [self.runs[one] for one in self._group(name)]
+                    self._loaded |= await asyncio.to_thread(read_shared, runs, self.settings)
+                else:
+                    self._loaded[name] = await asyncio.to_thread(self._reader, self.runs[name], self.settings)
             self.ready = True
             served = self._loaded[name]
             served.used = time.monotonic()
@@ -249,13 +288,14 @@ class Models:
         seconds = self.settings.idle_minutes * 60
         while seconds:
             await asyncio.sleep(seconds / 10)
-            for name, served in tuple(self._loaded.items()):
-                stats = served.engine.stats()
+            for group in {self._group(name): None for name in self._loaded}:
+                some = [self._loaded[name] for name in group]
+                stats = some[0].engine.stats()
                 if stats.active or stats.queued:
-                    served.used = time.monotonic()
-                elif time.monotonic() - served.used > seconds:
-                    del self._loaded[name]
-                    await asyncio.to_thread(served.close)
+                    some[0].used = time.monotonic()
+                elif time.monotonic() - max(served.used for served in some) > seconds:
+                    for name in group:
+                        await asyncio.to_thread(self._loaded.pop(name).close)
 
     def described(self, name: str) -> dict[str, Any]:
         """A model as `/v1/models` shows it."""
