@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from nomoat.data.chat import Chat, Messages
 from nomoat.data.lessons import lesson_of
 from nomoat.data.tokenizer import Tokenizer
+from nomoat.evaluate.report import Reads
 from nomoat.evaluate.surprise import printable
-from nomoat.evaluate.tuned import Reads, Told, answers, nats
+from nomoat.evaluate.tuned import Told, answers, nats
 
 DRAWS = 2000
 SHOWN = 5

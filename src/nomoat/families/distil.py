@@ -165,8 +165,10 @@ class Distillation(Family):
         logp_NV = F.log_softmax(logits_NV / self.config.temperature, -1)
         return torch.arange(logp_NV.shape[1], device=logp_NV.device).expand_as(logp_NV), logp_NV
 
-    def first_loss(self, batch: Batch) -> float:
-        """Both of a uniform guess: ln V nats of the text, and ln V less the entropy of the example's teacher."""
+    def first_loss(self, batch: Batch) -> float | None:
+        """None with a teacher that reads along; else both of a uniform guess: ln V nats of the text, and ln V less the entropy of the example's teacher."""
+        if "teacher_logp" not in batch:
+            return None
         vocab_size = self.student.config.vocab_size
         logp_NK = batch["teacher_logp"][:, 1:][batch["mask"][:, 1:]]
         uniform_NV = torch.full((len(logp_NK), vocab_size), -math.log(vocab_size))
@@ -271,8 +273,10 @@ class FeatureDistillation(Family):
             total = total + self.config.task * self.student.loss(batch, player, progress).total
         return Loss(total, counted_BL.sum())
 
-    def first_loss(self, batch: Batch) -> float:
-        """The maps start at zero: the mean square of what they are to make, or 1 (a cosine of zero)."""
+    def first_loss(self, batch: Batch) -> float | None:
+        """None with a teacher that reads along. The maps start at zero: the mean square of what they are to make, or 1 (a cosine of zero)."""
+        if "features" not in batch:
+            return None
         aim_NPD = batch["features"][:, 1:][batch["mask"][:, 1:]]
         task = self.student.first_loss(batch) if self.config.task else 0.0
         return float(1.0 if self.config.kind == "cosine" else aim_NPD.square().mean()) + self.config.task * task
