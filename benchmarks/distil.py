@@ -21,6 +21,7 @@ import os
 import random
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ RESULTS = HERE / "results" / "distil.json"
 SHARED = Path(os.environ.get("NOMOAT_SHARED", "/work/shared"))
 WORDS = """dog cat bird fish horse mouse bear fox king queen girl boy farmer baker house garden tree river hill moon
 boat bridge apple bread cake hat shoe box ball book door bell lamp stone flower snow rain wind fire star""".split()  # noqa: SIM905
-ASKED = "Write a very short story of three sentences for small children. Use these words: {}, {}, {}."
+ASKED = "Tell a short story for children in three sentences about a {}, a {} and a {}."
+THREE = re.compile(r"((?:.*?[.!?][\"'\u201d]?(?=\s|$)){3})", re.DOTALL)
 HEAT, MAX_TOKENS, HELD_OUT, VOCABULARY, STUDENT = 0.3, 96, 200, 8192, "15M"
 WRITING = 0.4
 """Share of the time for the teacher's writing."""
@@ -46,7 +48,7 @@ def prompts(count: int, seed: int) -> list[list[dict[str, str]]]:
     return [[{"role": "user", "content": text}] for text in found]
 
 
-def written(teacher: Any, work: Path, seconds: float) -> tuple[Path, Path, float]:
+def written(teacher: Any, work: Path, seconds: float, count: int) -> tuple[Path, Path, float]:
     """Folders of the answers to learn from and of the held-out ones, and the seconds that the first took."""
     from nomoat.data.asked import Asking, write_answers
     from nomoat.teachers import open_teacher
@@ -55,14 +57,33 @@ def written(teacher: Any, work: Path, seconds: float) -> tuple[Path, Path, float
     took = learn / "seconds.json"
     if not took.exists() or not (held / "asked.jsonl").exists():
         began = time.perf_counter()
-        with open_teacher(teacher, slots=SLOTS, bits=8) as one:
+        with open_teacher(teacher, slots=SLOTS, bits=8) as opened:
+            one = ThreeSentences(opened)
             loaded = time.perf_counter() - began
             if not (held / "asked.jsonl").exists():
-                write_answers(one, prompts(HELD_OUT, 1), held, Asking(HEAT, MAX_TOKENS, 1, None, 2 * SLOTS))
+                write_answers(one, prompts(count, 1), held, Asking(HEAT, MAX_TOKENS, 1, None, 2 * SLOTS))
             began = time.perf_counter()
             write_answers(one, prompts(6000, 0), learn, Asking(HEAT, MAX_TOKENS, 0, seconds, 2 * SLOTS), watch=told)
         took.write_text(json.dumps(time.perf_counter() - began + loaded))
     return learn, held, json.loads(took.read_text())
+
+
+class ThreeSentences:
+    """A teacher whose answers end with their third sentence; one with fewer is as good as none."""
+
+    def __init__(self, teacher: Any) -> None:
+        self._teacher = teacher
+        self.name, self.licence, self.terms = teacher.name, teacher.licence, teacher.terms
+
+    def answer(self, *asked: Any) -> Any:
+        """As the teacher."""
+        whole = self._teacher.answer(*asked)
+        found = THREE.match(whole.text)
+        return replace(whole, text=found[1].strip(), finish="stop") if found else replace(whole, text="")
+
+    def close(self) -> None:
+        """As the teacher."""
+        self._teacher.close()
 
 
 def told(event: Any) -> None:
@@ -146,16 +167,18 @@ def nats(teacher: Any, run: Any, held: Path, words: Path | None = None) -> tuple
 
     which = run or teacher
     reader = Reader(load(which), spelling(which), Chat.of(words or which.path))  # type: ignore[arg-type]
-    found, count = answer_nats(reader, [row["messages"] for row in durable.lines(held / "answers.jsonl")], 512)
+    found, count = answer_nats(
+        reader, [row["messages"] for row in durable.lines(held / "answers.jsonl")][:HELD_OUT], 512
+    )
     return found.tolist(), count.tolist()
 
 
-def case_of(case: str, teacher: Any, work: Path, minutes: float, steps: int | None = None) -> dict[str, Any]:
+def case_of(case: str, teacher: Any, asked: Any, steps: int | None = None) -> dict[str, Any]:
     """One student: what it took, and its nats."""
     from nomoat.core.run import Run
 
-    began = time.perf_counter()
-    learn, held, wrote = written(teacher, work, WRITING * 60 * minutes)
+    work, minutes = asked.work, asked.minutes
+    learn, held, wrote = written(teacher, work, WRITING * 60 * minutes, asked.held_out)
     charged, began = (0.0 if case == "human" else wrote), time.perf_counter()
     run, spent = trained(case, teacher, learn, lambda: 60 * minutes - charged - (time.perf_counter() - began), steps)
     whole = charged + time.perf_counter() - began
@@ -197,6 +220,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--teacher", default="smollm2-135m-instruct")
+    parser.add_argument("--held-out", type=int, default=240, help="prompts; the first 200 stories are read")
     parser.add_argument("--results", type=Path, default=RESULTS)
     asked = parser.parse_args()
     from nomoat.texts import at_hand
@@ -205,9 +229,9 @@ def main() -> None:
     teacher = at_hand(asked.teacher)
     held = json.loads(asked.results.read_text()) if asked.results.exists() else {}
     if asked.case == "equal-steps":
-        made = {"logits at equal steps": case_of("logits", teacher, asked.work, asked.minutes, held["text"]["steps"])}
+        made = {"logits at equal steps": case_of("logits", teacher, asked, held["text"]["steps"])}
     else:
-        made = {asked.case: case_of(asked.case, teacher, asked.work, asked.minutes)}
+        made = {asked.case: case_of(asked.case, teacher, asked)}
     if "teacher" not in held:
         found, count = nats(teacher, None, asked.work / "held-out")
         held["teacher"] = {"nats": found, "tokens": count}
