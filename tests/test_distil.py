@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -245,7 +246,7 @@ def test_a_run_goes_on_as_student(teacher, prompts):
     import nomoat
 
     first = distil(teacher, "60k", prompts, "3steps", SMALL)
-    second = distil(teacher, first, prompts, "3steps", SMALL, beside=first)
+    second = distil(teacher, first, prompts, "3steps", replace(SMALL, beside=first))
     assert second.recipe.start and "the other student" in second.read_json("report.json")["shares"]
     assert nomoat.resume(second).path == second.path
 
@@ -284,8 +285,6 @@ def test_a_teacher_that_says_nothing_or_repeats_itself(tmp_path, monkeypatch, pr
 def test_unrelated_tokenizers_need_the_sorted_loss(teacher, prompts, tmp_path):
     other = chatty(tmp_path / "runs", "other")
     train_bpe([TEXT], 300).save(other.path / "tokenizer.json")
-    from dataclasses import replace
-
     from nomoat.core import checkpoint
 
     recipe = replace(other.recipe, family=replace(other.recipe.family, vocab_size=300))

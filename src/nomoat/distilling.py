@@ -62,6 +62,7 @@ class Manner:
         vocabulary: tokens that a student of a size reads, the teacher's most used.
         k: the teacher's likeliest tokens that are stored.
         seed: of everything.
+        beside: another student for the report, a run.
     """
 
     by: str = "text"
@@ -75,6 +76,7 @@ class Manner:
     vocabulary: int = 8192
     k: int = 32
     seed: int = 0
+    beside: Run | Path | str | None = None
 
     def __post_init__(self) -> None:
         if self.by not in WAYS:
@@ -89,7 +91,6 @@ def distil(  # noqa: PLR0913 - the settings of one distillation; each is asked f
     manner: Manner = Manner(),
     licence: str | None = None,
     terms: str | None = None,
-    beside: Run | Path | str | None = None,
     device: str = "auto",
     watch: Watch | None = None,
 ) -> Run:
@@ -104,7 +105,6 @@ def distil(  # noqa: PLR0913 - the settings of one distillation; each is asked f
         manner: by what, and how.
         licence: of an address: SPDX id, or `unknown`.
         terms: of an address; see `teachers.open_teacher`.
-        beside: another student for the report.
         device: `auto`, `cpu`, `cuda` or `mps`.
         watch: told what happens.
 
@@ -123,7 +123,7 @@ def distil(  # noqa: PLR0913 - the settings of one distillation; each is asked f
     _checked(teacher, manner)
     prompts = read_prompts(data)
     held = None if "://" in str(teacher) else at_hand(teacher)
-    known = None if beside is None else str(at_hand(beside).path.resolve())
+    known = None if manner.beside is None else str(at_hand(manner.beside).path.resolve())
     with open_teacher(held or str(teacher), licence, terms, device, slots=SLOTS, bits=8) as opened:
         folder = making.data_root() / f"answers-{_key(opened.where, prompts, manner)}"
         spent = None if seconds is None else WRITING * seconds

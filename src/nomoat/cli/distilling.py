@@ -41,7 +41,7 @@ def distil(output: Output, teacher: str, student: str, data: str | None, **asked
     answers to the prompts in DATA: a .txt with one a line, jsonl, or conversations."""
     from nomoat import distilling
 
-    same = {name: asked.pop(name) for name in ("budget", "licence", "terms", "beside", "device")}
+    same = {name: asked.pop(name) for name in ("budget", "licence", "terms", "device")}
     manner = distilling.Manner(**asked)
     with watching(output, f"nomoat distil {teacher} {student} \u00b7 {same['budget']}") as watch:
         run = distilling.distil(teacher, student, data, manner=manner, watch=watch, **same)
