@@ -94,11 +94,10 @@ def told(event: Any) -> None:
 
 def human() -> list[dict[str, Any]]:
     """People's texts in the same form."""
-    import gzip
+    from nomoat.data.conversations import Conversation, read_conversations
 
-    with gzip.open(SHARED / "data/dolly-short/dolly.jsonl.gz", "rt", encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file]
-    said = [("\n\n".join(filter(None, (row["instruction"], row.get("context")))), row["response"]) for row in rows]
+    read = read_conversations([SHARED / "data/dolly-short/dolly.jsonl.gz"])
+    said = [(row.messages[0]["content"], row.messages[1]["content"]) for row in read if isinstance(row, Conversation)]
     chance = random.Random(0)
     for path in sorted((SHARED / "data/gutenberg-stories").glob("*.txt")):
         text = " ".join(path.read_text(encoding="utf-8", errors="replace").split())

@@ -339,7 +339,7 @@ def test_prompts_come_in_three_forms(tmp_path):
     assert ByteTokenizer().vocab_size == 257
 
 
-def test_both_spellings_of_the_verb_lead_to_it(teacher, prompts, capsys):
+def test_both_spellings_of_the_verb_lead_to_it(teacher, prompts, capfd):
     from nomoat.cli.entry import main
 
     words = [
@@ -355,7 +355,7 @@ def test_both_spellings_of_the_verb_lead_to_it(teacher, prompts, capsys):
         "--json",
     ]
     assert main(["distill", *words]) == 0
-    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    last = json.loads(capfd.readouterr().out.splitlines()[-1])
     assert last["status"] == "done" and (Run.open(last["run"]).path / "distil.json").exists()
     assert main(["distil", "http://127.0.0.1:9/v1#m", "60k", str(prompts), "--by", "logits"]) == 2
-    assert "weights" in capsys.readouterr().err
+    assert "weights" in capfd.readouterr().err
