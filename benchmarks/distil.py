@@ -1,13 +1,14 @@
 """Distillation in half an hour: SmolLM2-135M-Instruct teaches a student of 15 M to write three-sentence stories.
 
-    python benchmarks/distil.py --case text|logits|human --minutes 30 --work FOLDER [--teacher RUN] [--minutes 3]
+    python benchmarks/distil.py --case text|logits|human|equal-steps --minutes 30 --work FOLDER [--teacher RUN]
+    (to try it: --minutes 4 --held-out 60)
 
 `text` and `logits`: the teacher writes for a third of the time, then (logits) scores what it wrote, and the student
 learns in what is left. `human`: the same student, in the same tokens, learns for the same time from people's texts in
 the same form: dolly-short, and passages of gutenberg-stories of three sentences, each asked for by words that are in
 it. Held out: 200 prompts, written for by the same teacher at the same temperature; outside the time. What `text` has
-written `logits` reads again, at the price that it had. `report` (no time of its own) adds what each came to at equal
-steps. Results are merged into benchmarks/results/distil.json.
+written `logits` reads again, at the price that it had. `equal-steps`: logits for as many steps as
+`text` took, however long. Results are merged into benchmarks/results/distil.json.
 
 Share = (U - S) / (U - T), of the cross-entropies of the teacher's held-out answers: U `human`, S the student, T the
 teacher. All in nats a token of the teacher's.
@@ -113,11 +114,12 @@ def human() -> list[dict[str, Any]]:
 
 
 def student_of(teacher: Any, learn: Path) -> Any:
-    """Its words and size: the same for every case."""
+    """Its words and size, the same for every case: the tokens that the teacher and the people use most."""
     from nomoat.core import durable
     from nomoat.students import student_of as made
 
     texts = ["\n".join(turn["content"] for turn in row["messages"]) for row in durable.lines(learn / "answers.jsonl")]
+    texts += ["\n".join(turn["content"] for turn in row["messages"]) for row in human()]
     return made(STUDENT, teacher, texts, learn.parent / "student", VOCABULARY)
 
 
@@ -174,7 +176,7 @@ def nats(teacher: Any, run: Any, held: Path, words: Path | None = None) -> tuple
 
 def case_of(case: str, teacher: Any, asked: Any, steps: int | None = None) -> dict[str, Any]:
     """One student: what it took, and its nats."""
-    from nomoat.core.run import Run
+    from nomoat.core.run import Run, load
 
     work, minutes = asked.work, asked.minutes
     learn, held, wrote = written(teacher, work, WRITING * 60 * minutes, asked.held_out)
@@ -190,7 +192,7 @@ def case_of(case: str, teacher: Any, asked: Any, steps: int | None = None) -> di
     return {
         "minutes": whole / 60, "seconds": {"writing": charged, **spent}, "steps": events[-1]["step"],
         "answers": 0 if case == "human" else rows, "nats": found,
-        "parameters_read": run.recipe.product.backbone.parameters() + VOCABULARY * run.recipe.product.backbone.width,
+        "parameters_read": sum(each.numel() for name, each in load(run).named_parameters()),
     }  # fmt: skip
 
 
