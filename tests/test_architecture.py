@@ -19,7 +19,7 @@ ROOT, SOURCE = conftest.ROOT, conftest.SOURCE
 FILES = sorted(SOURCE.rglob("*.py"))
 TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
 
-FILE_LINES, FUNCTION_LINES, ARGUMENTS, CODE_LINES = 450, 70, 9, 24_000
+FILE_LINES, FUNCTION_LINES, ARGUMENTS, CODE_LINES = 450, 70, 9, 26_000
 BRANCHES_PER_LINE = 0.1
 NO_FOLDERS_OR_FILES = {"utils", "util", "helpers", "helper", "common", "misc", "v2", "new", "legacy"}
 NO_CLASSES = re.compile(r"Manager|Handler|Wrapper|^Base(?=[A-Z])|Impl$|Mixin$|Utils?$|Helpers?$")
@@ -33,7 +33,7 @@ ALLOWED = {
 HEAVY = ("torch", "numpy", "pyarrow", "tokenizers", "tiktoken", "safetensors", "transformers")
 WITHOUT_TORCH = [
     *("nomoat", "nomoat.cli"),
-    *(f"nomoat.core.{name}" for name in ("types", "errors", "config", "budget", "recipe", "run", "ledger")),
+    *(f"nomoat.core.{name}" for name in ("types", "errors", "config", "budget", "recipe", "run", "runs", "ledger")),
     *(f"nomoat.core.{name}" for name in ("allocator", "durable", "energy")),
     *(f"nomoat.data.{name}" for name in ("readers", "licence", "ingest", "shards", "order", "tokenizer")),
 ]

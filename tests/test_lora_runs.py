@@ -234,7 +234,7 @@ def test_its_card_names_the_base(talking):
 
 
 def test_a_base_elsewhere_is_named_by_its_path(talking, tmp_path):
-    from nomoat.core.run import runs_root
+    from nomoat.core.runs import runs_root
 
     base = Run.open(talking.recipe.start)
     elsewhere = tmp_path / "elsewhere" / base.name

@@ -22,7 +22,8 @@ from nomoat.core.budget import Budget
 from nomoat.core.errors import CheckpointError, ConfigError, RunError
 from nomoat.core.family import Family
 from nomoat.core.recipe import Optimizer, Recipe, Ref
-from nomoat.core.run import Run, listing, load
+from nomoat.core.run import Run, load
+from nomoat.core.runs import listing
 
 HOLD = """
 import sys, time
@@ -276,7 +277,9 @@ def test_a_damaged_run_is_still_listed(runs_root: Path, run: Run) -> None:
 
 
 def test_listing_and_opening_import_no_torch(runs_root: Path, run: Run) -> None:
-    code = "import sys; from nomoat.core import run; run.listing(); run.runs_root(); print('torch' in sys.modules)"
+    code = (
+        "import sys; from nomoat.core import run, runs; runs.listing(); runs.runs_root(); print('torch' in sys.modules)"
+    )
     said = subprocess.run(
         [sys.executable, "-c", code], check=True, capture_output=True, text=True, env=dict(os.environ)
     )

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from nomoat import __version__
 from nomoat.core.config import to_json
@@ -23,9 +23,6 @@ from nomoat.core.run import Run
 if TYPE_CHECKING:
     from nomoat.core.ledger import Ledger
     from nomoat.data.manifest import Manifest
-    from nomoat.evaluate.preferred import Preferred
-    from nomoat.evaluate.report import Report
-    from nomoat.evaluate.tuned import Comparison
 
 LIMITS = (
     "It continues text in the manner of its training text. It is no assistant, knows no facts reliably, and must not "
@@ -39,7 +36,14 @@ OTHERS_LIMITS = (
 )
 
 
-def write(run: Run, report: Report | Comparison | Preferred | None = None) -> dict[str, Any]:
+class Reported(Protocol):
+    """What a run has come to, for its card; `limits` and `model` (its held-out bits per byte) where it has them."""
+
+    def as_markdown(self) -> str: ...
+    def as_json(self) -> dict[str, Any]: ...
+
+
+def write(run: Run, report: Reported | None = None) -> dict[str, Any]:
     """Write card.json, card.md and ledger.json into the run; returns what card.json holds."""
     manifest = manifest_of(run)
     card = gather(run, manifest, report)
@@ -50,7 +54,7 @@ def write(run: Run, report: Report | Comparison | Preferred | None = None) -> di
     return card
 
 
-def gather(run: Run, manifest: Manifest | None, report: Report | Comparison | Preferred | None) -> dict[str, Any]:
+def gather(run: Run, manifest: Manifest | None, report: Reported | None) -> dict[str, Any]:
     """All facts of the card, as plain values."""
     figure = _last(run, "evaluate")
     held_out = {"bits_per_byte": figure.get("bits_per_byte"), "loss": figure.get("loss"), "step": figure.get("step")}
@@ -160,7 +164,7 @@ def _data(manifest: Manifest | None) -> dict[str, Any] | None:
     }
 
 
-def _expected(run: Run, report: Report | Comparison | Preferred | None) -> list[dict[str, Any]]:
+def _expected(run: Run, report: Reported | None) -> list[dict[str, Any]]:
     """Name, expected, actual and actual / expected of what the plan, or the recipe, foresaw."""
     from nomoat.train.plan import compare
 
@@ -197,7 +201,7 @@ def _last(run: Run, kind: str) -> dict[str, Any]:
     return next(reversed(run.metrics(kind)), {})
 
 
-def markdown(card: Mapping[str, Any], ledger: Ledger | None, report: Report | Comparison | Preferred | None) -> str:
+def markdown(card: Mapping[str, Any], ledger: Ledger | None, report: Reported | None) -> str:
     """The card for people."""
     model, held = card["model"], card["held_out"]
     size = f"{model['parameters'] / 1e6:.2f} M parameters" if "parameters" in model else "no checkpoint yet"

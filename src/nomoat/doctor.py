@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from nomoat import __version__
 from nomoat.core import allocator, energy
-from nomoat.core.run import runs_root
+from nomoat.core.runs import runs_root
 
 TORCH = "'torch>=2.11,<2.14'"
 TO_CPU = (

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nomoat.core.errors import ConfigError, DataError, NomoatError
-from nomoat.core.run import Run, runs_root
+from nomoat.core.run import Run
+from nomoat.core.runs import runs_root
 from nomoat.data.preferences import answers_of, preferred, prompts_of
 
 if TYPE_CHECKING:

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 from nomoat.core.budget import Budget
 from nomoat.core.errors import DataError, NomoatError
 from nomoat.core.recipe import Recipe
-from nomoat.core.run import Run, runs_root
+from nomoat.core.run import Run
+from nomoat.core.runs import runs_root
 from nomoat.licensing import refuse
 
 if TYPE_CHECKING:

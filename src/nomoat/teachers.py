@@ -73,6 +73,7 @@ def open_teacher(
     key: str = KEY,
     seconds: float = SECONDS,
     slots: int = SLOTS,
+    bits: int | None = None,
 ) -> Teacher:
     """Open whoever answers; use it in a `with`, or close it.
 
@@ -85,6 +86,7 @@ def open_teacher(
         key: of an address: the name of an environment variable that holds it, or of a file; never shown.
         seconds: after which an answer is given up.
         slots: texts that a run writes at once.
+        bits: of a run's matrices while it writes, where they are floats on the CPU.
 
     Raises:
         ConfigError: an address without model, licence or terms, or a run that writes no text.
@@ -94,7 +96,7 @@ def open_teacher(
     text = str(where)
     if isinstance(where, str) and "://" in text:
         return Address(text, licence, terms, key, seconds)
-    return Local(Run.open(where), licence, terms, device, seconds, slots)
+    return Local(Run.open(where), licence, terms, device, seconds, slots, bits)
 
 
 class _Closes:
@@ -205,6 +207,7 @@ class Local(_Closes):
         device: str = "auto",
         seconds: float = SECONDS,
         slots: int = SLOTS,
+        bits: int | None = None,
     ) -> None:
         from nomoat.core.device import choose
         from nomoat.data import tokenizer
@@ -221,8 +224,10 @@ class Local(_Closes):
         self.name, self.where = run.name, run.name
         self.licence, self.terms = licence or licence_of(run), _contract(terms)
         self.tokenizer, self.chat = tokenizer.load(run.path / "tokenizer.json"), Chat.of(run.path)
+        packable = family.config.bits == 16 and all(weight.is_cpu for weight in family.parameters())
         self._length, self._seconds = family.config.context_length, seconds
-        self._engine = Engine(quickest(family), slots=slots, queue=2 * slots, draft=NgramDrafts())
+        quick = quickest(family, bits if packable else None)
+        self._engine = Engine(quick, slots=slots, queue=2 * slots, draft=NgramDrafts())
         self._room = threading.BoundedSemaphore(2 * slots)
 
     def answer(

@@ -26,7 +26,8 @@ from nomoat import card, making
 from nomoat.core.budget import Budget
 from nomoat.core.errors import ConfigError, DataError, NomoatError
 from nomoat.core.recipe import Optimizer, Recipe, Ref
-from nomoat.core.run import Run, listing
+from nomoat.core.run import Run
+from nomoat.core.runs import listing
 from nomoat.making import Spending
 from nomoat.texts import at_hand, spelling, texts_of
 

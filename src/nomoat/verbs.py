@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nomoat import licensing, making, tuning
+from nomoat import distilling, licensing, making, tuning
 from nomoat.core import run as _run
+from nomoat.core import runs as _runs
 from nomoat.core.config import override
 from nomoat.core.errors import ConfigError, RunError, nearest
 from nomoat.core.recipe import Recipe, find
@@ -26,7 +27,7 @@ from nomoat.texts import at_hand, excerpt_of, held_out, spelling, task_of, texts
 
 if TYPE_CHECKING:
     from nomoat.core.family import Family
-    from nomoat.core.run import RunSummary
+    from nomoat.core.runs import RunSummary
     from nomoat.doctor import Finding
     from nomoat.evaluate.bits import BitsPerByte
     from nomoat.evaluate.choice import ChoiceScore
@@ -144,7 +145,12 @@ def resume(run: Run | Path | str, device: str = "auto", watch: Watch | None = No
     _checked(device)
     if absent := getattr(opened.recipe.data, "absent", None):
         raise RunError(f"{opened.name} was never trained here", absent, "generate, evaluate or export it")
-    ends = making.made if making.is_made(opened) else tuning.tuned if tuning.is_tuned(opened) else making.trained
+    begun_by = (
+        (making.is_made, making.made),
+        (tuning.is_tuned, tuning.tuned),
+        (distilling.is_distilled, distilling.ended),
+    )
+    ends = next((ends for did, ends in begun_by if did(opened)), making.trained)
     if opened.status == "done" and (ends is making.trained or opened.read_json("report.json")):
         return opened
     if hasattr(opened.recipe.family, "policy"):
@@ -154,7 +160,7 @@ def resume(run: Run | Path | str, device: str = "auto", watch: Watch | None = No
 
 def runs(root: Path | str | None = None) -> list[RunSummary]:
     """The runs below `root` (default: $NOMOAT_RUNS or ./runs), oldest first."""
-    return _run.listing(root)
+    return _runs.listing(root)
 
 
 def load(run: Run | Path | str, device: str = "cpu", watch: Watch | None = None) -> Family:

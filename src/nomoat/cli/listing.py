@@ -73,6 +73,13 @@ VERBS = (
     Verb(
         "improve", "quantize last --bits 8", "smaller, faster; what it costs beside it", "nomoat.cli.sharing:quantize"
     ),
+    Verb(
+        "improve",
+        "distil last 15M prompts.txt",
+        "a small model taught by a large one",
+        "nomoat.cli.distilling:distil",
+        trains=True,
+    ),
     Verb("improve", "synth self-instruct count=500", "data that a teacher writes", "nomoat.cli.synthesising:synth"),
     Verb("look", "runs", "all runs: state, figure, size", "nomoat.cli.looking:runs"),
     Verb("look", "evaluate last notes", "bits per byte, or a task's score", "nomoat.cli.looking:evaluate"),

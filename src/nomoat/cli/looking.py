@@ -17,7 +17,7 @@ from nomoat.cli.output import Output
 from nomoat.cli.standing import size
 
 if TYPE_CHECKING:
-    from nomoat.core.run import RunSummary
+    from nomoat.core.runs import RunSummary
 
 
 @click.command()
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def runs(output: Output) -> None:
     """List all runs below $NOMOAT_RUNS (or ./runs), the latest last."""
     from nomoat import verbs
-    from nomoat.core.run import runs_root
+    from nomoat.core.runs import runs_root
 
     found = verbs.runs()
     for summary in found:

@@ -39,6 +39,8 @@ class Frozen:
 Parts = Mapping[str, Frozen]
 """Name -> part, handed to `build`."""
 
+WRAPPING = "wrapping."
+"""How the names begin, in a checkpoint, of what a wrapping family needs to go on and its product does not have."""
 ROLES = ("matrix", "embedding", "head", "vector")
 """What a parameter is to the optimizer: a hidden matrix (Muon), a table, an output layer, or anything else."""
 

@@ -52,7 +52,8 @@ class Ref:
             RunError, CheckpointError: there is no such run, or nothing in it.
         """
         from nomoat.core import checkpoint
-        from nomoat.core.run import Run, runs_root
+        from nomoat.core.run import Run
+        from nomoat.core.runs import runs_root
 
         run = Run.open(self)
         found, path = checkpoint.newest(run.checkpoints).path, run.path.resolve()

@@ -24,25 +24,19 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from nomoat.core import durable
 from nomoat.core.config import fingerprint, from_json, to_json
-from nomoat.core.errors import CheckpointError, RunError, nearest
+from nomoat.core.errors import CheckpointError, RunError
 from nomoat.core.recipe import Recipe, Ref
+from nomoat.core.runs import LABEL, STATUSES, locate, runs_root, status_of
 
 if TYPE_CHECKING:
     from nomoat.core.family import Family
 
-STATUSES = ("running", "done", "stopped", "failed")
-TAIL_BYTES = 65_536
 
 Watch = Callable[[dict[str, Any]], None]
-
-
-def runs_root() -> Path:
-    """Return the folder that holds the runs: $NOMOAT_RUNS, or `runs` in the working directory."""
-    return Path(os.environ.get("NOMOAT_RUNS") or "runs")
 
 
 class Run:
@@ -119,7 +113,7 @@ class Run:
         """
         if isinstance(where, Run):
             return where
-        path = _locate(str(where.run if isinstance(where, Ref) else where))
+        path = locate(str(where.run if isinstance(where, Ref) else where))
         try:
             data = json.loads((path / "recipe.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
@@ -137,7 +131,7 @@ class Run:
     @property
     def label(self) -> str:
         """What it was called when it was made: the name without date and hash."""
-        return _LABEL.sub("", self.name)
+        return LABEL.sub("", self.name)
 
     @property
     def checkpoints(self) -> Path:
@@ -147,7 +141,7 @@ class Run:
     @property
     def status(self) -> str:
         """What STATUS says; `stopped` where it says running and nobody holds the lock."""
-        return _status(self.path)
+        return status_of(self.path)
 
     def mark(self, status: str) -> None:
         """Write STATUS: one of `STATUSES`."""
@@ -270,28 +264,6 @@ class Run:
             ) from error
 
 
-class RunSummary(NamedTuple):
-    """One line of the list of runs. `step`, `loss` and `bits_per_byte` are the last noted, None where there is none."""
-
-    name: str
-    path: Path
-    status: str
-    about: str
-    created: float
-    step: int | None
-    loss: float | None
-    bits_per_byte: float | None
-
-
-def listing(root: Path | str | None = None) -> list[RunSummary]:
-    """Return the runs below `root` (default: `runs_root()`), oldest first; imports no torch."""
-    root = Path(root) if root is not None else runs_root()
-    if not root.is_dir():
-        return []
-    found = [_summary(path) for path in root.iterdir() if not path.name.startswith(".") and _is_run(path)]
-    return sorted(found, key=lambda summary: (summary.created, summary.name))
-
-
 def load(
     ref: Ref | Run | Path | str,
     weights: str | None = None,
@@ -342,6 +314,7 @@ def load(
 def _filled(recipe: Recipe, parts: Mapping[str, Any] | None, tensors: dict[str, Any]) -> Family:
     """The recipe's family around these very tensors, in its own types: nothing is drawn, nothing held twice."""
     from nomoat.core.device import hollow
+    from nomoat.core.family import WRAPPING
 
     if recipe.adapt:
         family = recipe.build(parts)  # what it shares with its base is the base's
@@ -352,8 +325,10 @@ def _filled(recipe: Recipe, parts: Mapping[str, Any] | None, tensors: dict[str, 
     with hollow():
         family = recipe.build(parts)
     own = family.state_dict()
-    fitting = {name: tensor.to(own[name].dtype) if name in own else tensor for name, tensor in tensors.items()}
+    wanted = {name: tensor for name, tensor in tensors.items() if not name.startswith(WRAPPING)}
+    fitting = {name: tensor.to(own[name].dtype) if name in own else tensor for name, tensor in wanted.items()}
     tensors.clear()
+    wanted.clear()
     family.load_state_dict(fitting, assign=True)
     if any(tensor.is_meta for tensor in (*family.parameters(), *family.buffers())):
         family = recipe.build(parts)  # it computes something that no checkpoint holds
@@ -363,63 +338,6 @@ def _filled(recipe: Recipe, parts: Mapping[str, Any] | None, tensors: dict[str, 
 
 def _say(event: Mapping[str, Any]) -> None:
     sys.stderr.write(f"{event['text']}\n")
-
-
-def _locate(text: str) -> Path:
-    root = runs_root()
-    for path in (Path(text), root / text):
-        if text and _is_run(path):
-            return path
-    known = listing(root)
-    if text == "last" and known:
-        return known[-1].path
-    labelled = [run for run in known if _LABEL.sub("", run.name) == text]
-    begun, within = [run for run in known if run.name.startswith(text)], [run for run in known if text in run.name]
-    for fits in (labelled, begun, within):
-        if text and len(fits) == 1:
-            return fits[0].path
-        if text and fits:
-            raise RunError(f"`{text}` names {len(fits)} runs", ", ".join(run.name for run in fits), "name one of them")
-    raise RunError(
-        f"there is no run `{text}`",
-        f"looked in {root.resolve()}, which holds {len(known)} runs"
-        if Path(text) != root
-        else "that is the folder of runs",
-        nearest(text, [run.name for run in known]) or "`nomoat runs` lists them; $NOMOAT_RUNS says where they are",
-    )
-
-
-_LABEL = re.compile(r"^\d{4}-\d\d-\d\d-|-[0-9a-f]{8}(-\d+)?$")
-"""What a run's name has around what it was called."""
-
-
-def _is_run(path: Path) -> bool:
-    return (path / "recipe.json").is_file()
-
-
-def _summary(path: Path) -> RunSummary:
-    about, created = "", path.stat().st_mtime
-    try:
-        about = str(json.loads((path / "recipe.json").read_text(encoding="utf-8")).get("about", ""))
-        created = float(json.loads((path / "environment.json").read_text(encoding="utf-8"))["created"])
-    except (OSError, ValueError, KeyError, AttributeError):
-        pass  # a damaged run is still listed, by what its folder shows
-    last: dict[str, Any] = {}
-    for event in durable.lines(path / "metrics.jsonl", TAIL_BYTES):
-        last |= {name: event[name] for name in ("step", "loss", "bits_per_byte") if event.get(name) is not None}
-    return RunSummary(
-        path.name, path, _status(path), about, created, last.get("step"), last.get("loss"), last.get("bits_per_byte")
-    )
-
-
-def _status(path: Path) -> str:
-    try:
-        said = (path / "STATUS").read_text(encoding="utf-8").strip()
-    except OSError:
-        said = ""
-    if said == "running" and durable.holder(path / "lock") is None:
-        return "stopped"
-    return said if said in STATUSES else "stopped"
 
 
 def _as_json(value: Any) -> Any:

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nomoat.core.errors import ConfigError, DataError, NomoatError, RunError, nearest
-from nomoat.core.run import Run, listing
+from nomoat.core.run import Run
+from nomoat.core.runs import listing
 from nomoat.hub import model_hub, package_index
 from nomoat.hub.fetch import UnreachableError, cache, fetch, sha256_of
 from nomoat.hub.wheel import licence_of, unpack
