@@ -85,15 +85,20 @@ class Family(nn.Module):
         return "matrix" if parameter.ndim == 2 else "vector"
 
     def kept(self) -> dict[str, torch.Tensor]:
-        """What a checkpoint holds: the state, without what an adapted model has from its base."""
+        """What a checkpoint holds: the product's state, without what an adapted model has from its base."""
+        if self.product is not self:
+            return self.product.kept()
         return {name: tensor for name, tensor in self.state_dict().items() if name not in self.shared}
 
     def take(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Take over what `kept` gave. Raises RuntimeError where a name is missing, unknown or misshapen."""
+        if self.product is not self:
+            return self.product.take(tensors)
         found = self.load_state_dict(tensors, strict=False)
         wrong = [*found.unexpected_keys, *(set(found.missing_keys) - self.shared), *(self.shared & tensors.keys())]
         if wrong:
             raise RuntimeError(f"{len(wrong)} names do not agree, among them `{wrong[0]}`")
+        return None
 
     def after_step(self, progress: float) -> None:
         """Move what no gradient moves (slow teachers)."""

@@ -71,12 +71,6 @@ class DirectPreference(Family):
     def product(self) -> Family:
         return self.policy
 
-    def kept(self) -> dict[str, Tensor]:
-        return self.policy.kept()
-
-    def take(self, tensors: Any) -> None:
-        self.policy.take(tensors)
-
     def loss(self, batch: Batch, player: str = "model", progress: float = 0.0) -> Loss:
         """Summed over pairs; parts: `margin`, `accuracy` (margins above zero), `chosen_gain` (nats of the answer)."""
         before_B2 = reference(batch)

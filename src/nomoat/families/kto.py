@@ -74,12 +74,6 @@ class ProspectTheory(Family):
     def product(self) -> Family:
         return self.policy
 
-    def kept(self) -> dict[str, Tensor]:
-        return self.policy.kept()
-
-    def take(self, tensors: Any) -> None:
-        self.policy.take(tensors)
-
     @torch.no_grad()
     def draw(self, batch: Batch, generator: torch.Generator) -> Batch:
         """Add `divergence` [B]: one number of the whole batch, so that the loss may be split."""

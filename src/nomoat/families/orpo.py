@@ -71,12 +71,6 @@ class OddsRatio(Family):
     def product(self) -> Family:
         return self.policy
 
-    def kept(self) -> dict[str, Tensor]:
-        return self.policy.kept()
-
-    def take(self, tensors: Any) -> None:
-        self.policy.take(tensors)
-
     def loss(self, batch: Batch, player: str = "model", progress: float = 0.0) -> Loss:
         """Summed over pairs; parts: `margin` (the log odds ratio), `accuracy` (ratios above one), `chosen_nats`."""
         logp_B2, count_B2 = log_probabilities(self.policy, batch)

