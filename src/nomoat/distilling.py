@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +26,7 @@ from nomoat.core.budget import Budget
 from nomoat.core.errors import ConfigError, DataError, nearest
 from nomoat.core.recipe import Optimizer, Recipe, Ref
 from nomoat.core.run import Run, load
+from nomoat.core.runs import LABEL
 from nomoat.texts import at_hand, spelling
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ class Manner:
         k: the teacher's likeliest tokens that are stored.
         seed: of everything.
         beside: another student for the report, a run.
+        allow: why it may be taught although licences cannot be kept together; recorded.
     """
 
     by: str = "text"
@@ -77,6 +78,7 @@ class Manner:
     k: int = 32
     seed: int = 0
     beside: Run | Path | str | None = None
+    allow: str | None = None
 
     def __post_init__(self) -> None:
         if self.by not in WAYS:
@@ -109,7 +111,7 @@ def distil(  # noqa: PLR0913 - the settings of one distillation; each is asked f
         watch: told what happens.
 
     Raises:
-        RunError: there is no such run.
+        RunError: there is no such run, or licences that cannot be kept together.
         ConfigError: a teacher that writes no text, an address that is to give logits, tokenizers that do not go
             together, a budget in which not one answer fits.
         DataError: no prompts, or no answers that anybody could learn from.
@@ -132,7 +134,7 @@ def distil(  # noqa: PLR0913 - the settings of one distillation; each is asked f
         )
     made = _begin(held, student, folder, manner, device, watch)
     left = seconds if seconds is None else seconds * (1 - REPORT) - (time.perf_counter() - began)
-    run = _run(made, opened.name, asked, left, manner)
+    run = _run(made, opened.name, asked, left, manner, watch)
     facts = {"counts": counts, "licence": opened.licence, "terms": opened.terms, "most": made.most}
     where = opened.where if held is None else str(held.path.resolve())
     run.write_json(DISTIL, {"teacher": where, "beside": known, "by": manner.by, **facts})
@@ -270,7 +272,7 @@ def _scored(data: Any, teacher: Run, manner: Manner, device: str, watch: Watch |
         return write_logits(data, model, speaker, manner.k, manner.temperature, watch)
 
 
-def _run(made: _Made, teacher: str, asked: Budget, left: float | None, manner: Manner) -> Run:
+def _run(made: _Made, teacher: str, asked: Budget, left: float | None, manner: Manner, watch: Watch | None) -> Run:
     rows = made.data.open().epoch_samples
     batch_size = max(1, min(rows // 16, round(STEP_TOKENS / made.data.context_length)))
     if left is not None:
@@ -278,7 +280,7 @@ def _run(made: _Made, teacher: str, asked: Budget, left: float | None, manner: M
             raise ConfigError(f"a budget of {asked.text} is spent before training begins", "", "give more")
         asked = replace(asked, amount=asked.amount * left / (asked.seconds(asked.watts) or left))
     slow = Optimizer("adamw", 2e-4, 2e-4, weight_decay=0.0, warmup=0.05, warmdown=0.95)
-    label = re.sub(r"^\d{4}-\d\d-\d\d-|-[0-9a-f]{8}(-\d+)?$", "", teacher)
+    label = LABEL.sub("", teacher)
     recipe = Recipe(
         about=f"A student of {label}, by {manner.by}.",
         family=made.family,
@@ -290,7 +292,8 @@ def _run(made: _Made, teacher: str, asked: Budget, left: float | None, manner: M
         start=made.student.start,
         parts=made.parts,
     )
-    run = Run.create(None, f"{label}-student", recipe)
+    run = making.started(f"{label}-student", recipe, None, watch, manner.allow)
+    run.decide("taught", True, 0, f"its text is {label}'s, and meant to be")
     for each in ("tokenizer.json", "chat.json"):
         if (made.student.words / each).is_file():
             shutil.copyfile(made.student.words / each, run.path / each)

@@ -265,7 +265,7 @@ def _guard(run: Run, watch: Watch | None) -> None:
         return
     from nomoat.evaluate.collapse import guard
 
-    taught = run.recipe.start is not None or bool(run.recipe.parts)
+    taught = run.recipe.start is not None or bool(run.recipe.parts) or run.decided("taught", False)
     found = guard(folders, override=os.environ.get("NOMOAT_SYNTHETIC", ""), taught=taught)
     run.decide("real_share", found.mixture.real_share, 0, "; ".join([found.mixture.as_text(), *found.warnings]))
     run.note("diversity", generation=found.mixture.generation, drift=found.drift)

@@ -81,7 +81,7 @@ def prefer(  # noqa: PLR0913 - the settings of one verb; each is asked for by na
     rows = Manifest.load(recipe.data.folder).splits["train"]["documents"]
     steps = budget or f"{math.ceil(EPOCHS * rows / recipe.batch_size)}steps"
     recipe = replace(recipe, budget=Budget.parse(steps))
-    run = Run.create(None, f"{base.name[11:].rsplit('-', 1)[0]}-{by}", recipe)
+    run = Run.create(None, f"{base.label}-{by}", recipe)
     for name, value, why in decisions:
         run.decide(name, value, 0, why)
     if (base.path / "chat.json").exists():

@@ -32,6 +32,7 @@ from nomoat.cli.output import Output
 @click.option("--beside", metavar="RUN", help="Another student, for the report.")
 @click.option("--licence", "--license", help="Of a teacher's address: SPDX id, or unknown.")
 @click.option("--terms", help="Of a teacher's address: openai, anthropic, ..., or none.")
+@options.allow
 @options.seed
 @options.device
 @options.as_json
