@@ -1,11 +1,12 @@
 """One training step of an adapter beside transformers + peft: tokens per second at SmolLM2-135M's shape, in turns.
 
     python -m venv /tmp/peers && /tmp/peers/bin/pip install -e . 'transformers>=5,<6' peft
-    /tmp/peers/bin/python benchmarks/lora.py [--rounds 10] [--batch 4] [--length 256] [--dora]
+    /tmp/peers/bin/python benchmarks/lora.py [--rounds 10] [--batch 4] [--length 256] [--counted 1] [--dora]
 
 Every case trains the same tokens with the same rank, layers, threads and allocator: forward, backward, clipping, AdamW
 on the adapters. The peer runs twice: with its base in fp32 under autocast, and in bf16 as its guides load it; the
-ratio is to the faster of the two. Weights are drawn: what they are costs nothing.
+ratio is to the faster of the two. Weights are drawn: what they are costs nothing. `--counted` is the share of each row
+that is learned, on both sides: in a conversation the answers alone are (dolly-short: 0.58 of all tokens).
 """
 
 from __future__ import annotations
@@ -34,6 +35,12 @@ def tokens_of(chosen: argparse.Namespace) -> torch.Tensor:
     return torch.randint(VOCAB, (chosen.batch, chosen.length + 1), generator=torch.Generator().manual_seed(0))
 
 
+def counted_of(chosen: argparse.Namespace) -> torch.Tensor:
+    """Which tokens [B, L + 1] are learned: the last ones of each row."""
+    first = round((1 - chosen.counted) * chosen.length)
+    return (torch.arange(chosen.length + 1) >= first).repeat(chosen.batch, 1)
+
+
 def ours(chosen: argparse.Namespace, bits: int = 16) -> Callable[[], object]:
     """One step of our mover."""
     from dataclasses import replace
@@ -46,7 +53,7 @@ def ours(chosen: argparse.Namespace, bits: int = 16) -> Callable[[], object]:
     recipe = Recipe("speed", config, None, Budget.parse("9steps"), chosen.batch, optimizer=optimizer)
     mover = Mover(family, "model", recipe, Settings(torch.device("cpu"), "bf16", chosen.batch))
     tokens_BL = tokens_of(chosen)
-    batch = {"tokens": tokens_BL, "mask": torch.ones_like(tokens_BL, dtype=torch.bool)}
+    batch = {"tokens": tokens_BL, "mask": counted_of(chosen)}
     return lambda: mover.move(batch, 0.5)
 
 
@@ -67,10 +74,11 @@ def peft(chosen: argparse.Namespace, low: bool) -> Callable[[], object]:
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(learned, lr=1e-4, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     tokens_BL = tokens_of(chosen)[:, :-1]
+    labels_BL = tokens_BL.masked_fill(~counted_of(chosen)[:, :-1], -100)
 
     def step() -> None:
         with torch.autocast("cpu", torch.bfloat16):
-            loss = model(input_ids=tokens_BL, labels=tokens_BL).loss
+            loss = model(input_ids=tokens_BL, labels=labels_BL).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(learned, 1.0)
         optimizer.step()
@@ -85,6 +93,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--counted", type=float, default=1.0)
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--kernel", default="tiled", choices=["tiled", "fused", "plain"])
     parser.add_argument("--dora", action="store_true")
@@ -116,13 +125,18 @@ def main() -> None:
             seconds[name].append(time.perf_counter() - start)
     tokens = chosen.batch * chosen.length
     rates = {name: spread([tokens / each for each in values]) for name, values in seconds.items()}
-    figures: dict[str, object] = {"tokens_per_second": rates, "rank": chosen.rank, "tokens": tokens}
+    figures: dict[str, object] = {
+        "tokens_per_second": rates,
+        "rank": chosen.rank,
+        "tokens": tokens,
+        "counted": chosen.counted,
+    }
     peers = [name for name in cases if name.startswith("peft")]
     if peers and "ours" in cases:
         rival = max(peers, key=lambda name: rates[name]["median"])
         pairs = zip(seconds["ours"], seconds[rival], strict=True)
         figures |= {"faster_peer": rival, "ratio_to_faster_peer": spread([theirs / mine for mine, theirs in pairs])}
-    record(f"lora{'_dora' if chosen.dora else ''}", figures)
+    record(f"lora{'_dora' if chosen.dora else ''}{'_answers' if chosen.counted < 1 else ''}", figures)
 
 
 if __name__ == "__main__":
