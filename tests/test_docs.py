@@ -56,7 +56,8 @@ def workplace(tmp_path, monkeypatch):
     notes(tmp_path / "notes")
     (tmp_path / "notes" / "diary.txt").write_text("the cat sat on the mat.\n" * 30, encoding="utf-8")
     (tmp_path / "lessons").mkdir()
-    (tmp_path / "prompts.txt").write_text("write of the cat\n", encoding="utf-8")
+    for name in ("prompts.txt", "talks.jsonl", "pairs.jsonl"):
+        (tmp_path / name).write_text("write of the cat\n", encoding="utf-8")
     (tmp_path / "draft.txt").write_text("the dog ran under the rain.\n", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NOMOAT_RUNS", str(tmp_path / "runs"))
