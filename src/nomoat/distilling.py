@@ -20,7 +20,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nomoat import card, making
+from nomoat import making
 from nomoat.core import durable
 from nomoat.core.budget import Budget
 from nomoat.core.errors import ConfigError, DataError, nearest
@@ -311,12 +311,7 @@ def ended(run: Run, device: str, watch: Watch | None, began: float | None = None
     if watch is not None:
         watch({"kind": "phase", "phase": "reporting", "detail": "reading the teacher's held-out answers"})
     found = measured(run, device)
-    run.write_text("report.txt", found.as_text() + "\n")
-    run.write_json("report.json", found.as_json())
-    if began is not None:
-        run.note("made", seconds=time.perf_counter() - began)
-    card.write(run, found)
-    return run
+    return making.reported(run, found, began)
 
 
 def measured(run: Run, device: str) -> Distilled:

@@ -197,7 +197,6 @@ def made(run: Run, device: str, watch: Watch | None, began: float | None = None)
         watch: told what happens.
         began: when its making began, by the performance counter; None: it is resumed, so that nobody knows.
     """
-    from nomoat import card
     from nomoat.core.device import autocast, choose
     from nomoat.core.run import load
     from nomoat.evaluate.report import report
@@ -208,6 +207,19 @@ def made(run: Run, device: str, watch: Watch | None, began: float | None = None)
     model: Any = load(run).to(place)
     with autocast(place, run.decided("precision", "fp32")):  # as it was trained: in bf16 this takes half the time
         found = report(model, spelling(run), data_folder(run), watch=watch)
+    return reported(run, found, began)
+
+
+def reported(run: Run, found: Any, began: float | None = None) -> Run:
+    """Write what a run has come to into report.txt, report.json and its card; returns the run.
+
+    Args:
+        run: at its end.
+        found: has `as_text`, `as_json` and `as_markdown`.
+        began: when its making began, by the performance counter; None: nobody knows.
+    """
+    from nomoat import card
+
     run.write_text("report.txt", found.as_text() + "\n")
     run.write_json("report.json", found.as_json())
     if began is not None:

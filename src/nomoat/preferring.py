@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nomoat import card, making
+from nomoat import making
 from nomoat.core.budget import Budget
 from nomoat.core.config import override
 from nomoat.core.errors import ConfigError, nearest
@@ -99,10 +99,7 @@ def ended(run: Run, device: str, watch: Watch | None) -> Run:
     found = measured(run, load(run), device, watch)
     for text in found.warnings:
         run.note("warning", step=0, text=text)
-    run.write_text("report.txt", found.as_text() + "\n")
-    run.write_json("report.json", found.as_json())
-    card.write(run, found)
-    return run
+    return making.reported(run, found)
 
 
 def measured(run: Run, model: Any, device: str = "auto", watch: Watch | None = None) -> Preferred:

@@ -14,7 +14,6 @@ import math
 import re
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -22,7 +21,7 @@ from itertools import count
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from nomoat import card, making
+from nomoat import making
 from nomoat.core.budget import Budget
 from nomoat.core.errors import ConfigError, DataError, NomoatError
 from nomoat.core.recipe import Optimizer, Recipe, Ref
@@ -327,17 +326,11 @@ def is_tuned(run: Run) -> bool:
 
 def tuned(run: Run, device: str, watch: Watch | None, began: float | None = None) -> Run:
     """Train a run to its end, then set it beside its base in report.txt, report.json and the card."""
-
     making.trained(run, device, watch)
     if watch is not None:
         watch({"kind": "phase", "phase": "reporting", "detail": "answering beside its base"})
     found = _compared(run, device)
-    run.write_text("report.txt", found.as_text() + "\n")
-    run.write_json("report.json", found.as_json())
-    if began is not None:
-        run.note("made", seconds=time.perf_counter() - began)
-    card.write(run, found)
-    return run
+    return making.reported(run, found, began)
 
 
 def _compared(run: Run, device: str) -> Comparison:
