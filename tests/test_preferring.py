@@ -380,3 +380,16 @@ def test_the_command_ends_with_one_object(base, tmp_path, capfd):
     assert last["report"]["couples"] == 4 and Path(last["run"]).is_dir()
     assert Run.open(last["run"]).recipe.family.beta == 0.2
     assert CliRunner().invoke(command, [base.name, str(path), "--full", "--lora", "4"], obj=Lines()).exit_code == 2
+
+
+def test_the_display_says_what_the_loss_is_divided_by() -> None:
+    from nomoat.cli.display import _facts
+    from nomoat.cli.standing import Standing
+
+    standing = Standing()
+    for event in (
+        {"kind": "phase", "phase": "training", "step": 0, "steps": 4, "counts": "pair"},
+        {"kind": "step", "step": 1, "training_loss": 0.5},
+    ):
+        standing.fold(event)
+    assert any("0.500 nats per pair" in fact for fact in _facts(standing))

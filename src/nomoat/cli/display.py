@@ -120,7 +120,7 @@ def _figures(standing: Standing) -> RenderableType:
     if standing.bits_per_byte is not None:
         table.add_row("held out", f"{standing.bits_per_byte:.3f}", f"bits per byte at step {standing.measured_at:,}")
     if standing.losses:
-        course = Text(f"nats per token  {spark(standing.losses, 32)}")
+        course = Text(f"nats per {standing.counts}  {spark(standing.losses, 32)}")
         table.add_row("training", f"{standing.losses[-1]:.3f}", course)
     if standing.tokens_per_second:
         table.add_row("speed", f"{standing.tokens_per_second:,.0f}", "tokens per second")
@@ -144,7 +144,7 @@ def _place(standing: Standing) -> list[str]:
 def _facts(standing: Standing) -> list[str]:
     facts = _place(standing)
     if standing.phase == "training" and standing.losses:
-        facts.append(f"training {standing.losses[-1]:.3f} nats per token")
+        facts.append(f"training {standing.losses[-1]:.3f} nats per {standing.counts}")
         if standing.tokens_per_second:
             facts.append(f"{standing.tokens_per_second:,.0f} tokens/s")
     return facts

@@ -35,7 +35,8 @@ class Standing:
         detail: a few words beside the bar.
         tokens_per_second: over the last few events.
         seconds_left: of this phase, None where unknown.
-        losses: training losses, nats per token, oldest first.
+        losses: training losses in nats, oldest first.
+        counts: what they are divided by: token, pair, ...
         bits_per_byte: the last held-out figure.
         measured_at: the step it was measured at.
         sample: the last text that the model wrote, with its prompt.
@@ -50,6 +51,7 @@ class Standing:
     tokens_per_second: float | None = None
     seconds_left: float | None = None
     losses: list[float] = field(default_factory=list)
+    counts: str = "token"
     bits_per_byte: float | None = None
     measured_at: int = 0
     sample: str = ""
@@ -71,6 +73,7 @@ class Standing:
                 self._enter(str(event["phase"]))
                 self.detail = str(event.get("detail") or "")
                 self.done, self.total = float(event.get("step") or 0), float(event.get("steps") or 0)
+                self.counts = str(event.get("counts") or self.counts)
             case "step":
                 self._step(event)
             case "evaluate":

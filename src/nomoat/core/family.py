@@ -49,12 +49,14 @@ class Family(nn.Module):
     """A model with its loss. Subclasses add whichever capabilities of `core.types` they have.
 
     `players` names the groups of parameters that are moved in turn, each by an optimizer of its own. `claims` switches
-    a contract test off, with the reason in words. `splittable = False` where the loss couples the samples.
+    a contract test off, with the reason in words. `splittable = False` where the loss couples the samples. `counts`
+    names what a loss is divided by, for people.
     """
 
     players: ClassVar[tuple[str, ...]] = ("model",)
     claims: ClassVar[Mapping[str, str]] = {}
     splittable: ClassVar[bool] = True
+    counts: ClassVar[str] = "token"
     config: Any
     shared: frozenset[str] = frozenset()
     """Names in the state of what an adapted model has from its base: a checkpoint leaves them out."""

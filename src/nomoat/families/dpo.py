@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -61,6 +61,8 @@ def pair_losses(logp_B2: Tensor, reference_B2: Tensor, beta: float) -> tuple[Ten
 
 class DirectPreference(Family):
     """See the module's first lines. What is kept is the policy."""
+
+    counts: ClassVar[str] = "pair"
 
     def __init__(self, config: DPO, parts: Parts | None = None) -> None:
         super().__init__()

@@ -10,7 +10,7 @@ their mean log-ratio estimates the divergence from the reference, which has no g
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -64,6 +64,8 @@ def answer_losses(ratio_B: Tensor, divergence_B: Tensor, good_B: Tensor, config:
 
 class ProspectTheory(Family):
     """See the module's first lines. What is kept is the policy."""
+
+    counts: ClassVar[str] = "answer"
 
     def __init__(self, config: KTO, parts: Parts | None = None) -> None:
         super().__init__()

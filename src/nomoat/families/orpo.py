@@ -10,7 +10,7 @@ probabilities.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -61,6 +61,8 @@ def odds_losses(mean_B2: Tensor) -> tuple[Tensor, Tensor]:
 
 class OddsRatio(Family):
     """See the module's first lines. What is kept is the policy."""
+
+    counts: ClassVar[str] = "pair"
 
     def __init__(self, config: ORPO, parts: Parts | None = None) -> None:
         super().__init__()

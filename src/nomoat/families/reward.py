@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -46,6 +46,8 @@ class Reward:
 
 class RewardModel(Family):
     """See the module's first lines. Scores: a number a row."""
+
+    counts: ClassVar[str] = "pair"
 
     def __init__(self, config: Reward, parts: Parts | None = None) -> None:
         super().__init__()

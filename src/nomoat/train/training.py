@@ -95,7 +95,8 @@ class Training:
         if self.writes:
             chance = family.first_loss(drawn)
             self.journal = Journal(self.run, recipe, family.players, chance, self.tokens_per_step)
-            self.run.note("phase", phase="training", step=self.state.step, steps=self.plan.steps)
+            to_do = {"step": self.state.step, "steps": self.plan.steps}
+            self.run.note("phase", phase="training", **to_do, counts=self.state.family.counts)
             for text in start.warnings(recipe, self.run, self.settings):
                 self.journal.warn(self.state.step, text)
 
