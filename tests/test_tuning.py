@@ -245,3 +245,10 @@ def test_forgetting_is_said_in_plain_words() -> None:
     [warning] = compare.Comparison("", (), (lost, kept), ()).warnings
     assert "general text cost it 10% more" in warning and "--learning-rate" in warning and "--lora" in warning
     assert 15 < len(compare.pieces(compare.general_text())) < 40 and len(set(compare.other_prompts())) == 100
+
+
+def test_packed_weights_are_not_trained_whole_and_nothing_is_packed_to_say_so(base: Run, data: Path) -> None:
+    before = len(list(base.path.parent.iterdir()))
+    with pytest.raises(ConfigError, match="no gradient"):
+        tune(base, data, "1steps", Manner(None, bits=8))
+    assert len(list(base.path.parent.iterdir())) == before

@@ -178,12 +178,12 @@ def _tuned_from(model: Run | Path | str, data: Path | str, asked: _Asked, watch:
         raise ConfigError(f"{base.name} is no language model", "only those are tuned so far")
     if asked.general is not None:
         texts_of([asked.general])
+    if min(asked.manner.bits or 16, base.recipe.product.bits) < 16 and adapt is None:
+        raise ConfigError("packed weights have no gradient", f"{base.name} would have few bits", "use --lora 8")
     if asked.manner.bits and asked.manner.bits != base.recipe.product.bits:
         from nomoat.quantising import quantize
 
         base = quantize(base, asked.manner.bits, watch=watch)
-    if base.recipe.product.bits < 16 and adapt is None:
-        raise ConfigError(f"the weights of {base.name} are packed: they have no gradient", fix="use --lora 8")
     lessons = _data(Path(data), base, asked, watch)
     found = checkpoint.latest(base.checkpoints)
     if found is None:
