@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import re
 import time
@@ -26,9 +25,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from peers import SHARED
+
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "distil.json"
-SHARED = Path(os.environ.get("NOMOAT_SHARED", "/work/shared"))
 WORDS = """dog cat bird fish horse mouse bear fox king queen girl boy farmer baker house garden tree river hill moon
 boat bridge apple bread cake hat shoe box ball book door bell lamp stone flower snow rain wind fire star""".split()  # noqa: SIM905
 ASKED = "Tell a short story for children in three sentences about a {}, a {} and a {}."
