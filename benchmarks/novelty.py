@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from peers import record
 
 from nomoat.data import near
 from nomoat.data.novelty import Novelty, _counted, _masks, _subsequence
@@ -140,7 +141,7 @@ def main() -> None:
     given = parser.parse_args()
     found, real = texts(given.shared, given.items)
     print(f"{len(found):,} instructions, {real:,} real, {len(found) - real:,} variations", flush=True)
-    print(f"ours / theirs: {ours(found) / theirs(found):,.0f}", flush=True)
+    mine, alpaca = ours(found), theirs(found)
     some = [text for text in found[: given.recall] if near.word_hashes(text).size]
     hashed: list[Words] = [near.word_hashes(text).tolist() for text in some]
     true = true_pairs(some, hashed)
@@ -150,9 +151,18 @@ def main() -> None:
         pair.add(some[earlier])
         caught += pair.nearest(some[later]) is not None
     met = minhash(hashed)
-    print(f"{len(true):,} of the {len(some) * (len(some) - 1) // 2:,} pairs of {len(some):,} texts are above {LIMIT}")
-    print(f"  found by ours: {caught / max(1, len(true)):.4f}")
-    print(f"  found by MinHash, 28 bands of 4: {len(true & met) / max(1, len(true)):.4f}; {len(met):,} candidates")
+    figures = {
+        "items": len(found),
+        "real": real,
+        "items_per_second": mine,
+        "all_pairs_items_per_second": alpaca,
+        "ratio": mine / alpaca,
+        "texts_for_recall": len(some),
+        "pairs_above": len(true),
+        "found_by_ours": caught / max(1, len(true)),
+        "found_by_minhash": len(true & met) / max(1, len(true)),
+    }
+    record("novelty", figures)
 
 
 if __name__ == "__main__":

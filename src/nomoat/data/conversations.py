@@ -160,7 +160,7 @@ def _settled(item: Conversation, path: Path, finder: LicenceFinder) -> Conversat
 def _read(found: Found, columns: Columns | None) -> Iterator[Conversation | Dropped]:
     """The conversations of one file; a file in whose first rows there is none is left out as a whole."""
     with losses(found.shown) as lost, found.path.open("rb") as file:
-        for name, rows in _tables(file, found.shown, found.size):
+        for name, rows in tables_of(file, found.shown, found.size):
             with losses(name) as broken:
                 yield from _of_table(rows, name, columns)
             yield from broken
@@ -174,7 +174,7 @@ def _of_table(rows: Iterator[Any], name: str, columns: Columns | None) -> Iterat
     if columns is not None and held:
         if missing := [one for one in columns.names if one.partition(".")[0] not in names]:
             raise DataError(f"{name} has no column `{missing[0]}`", f"it has {', '.join(names)}", "name one of them")
-    elif not any(_form(row) for row in held):
+    elif not any(form_of(row) for row in held):
         yield from (item for item in first if isinstance(item, Dropped))
         detail = f"its columns are {', '.join(map(str, names))[:200]}" if names else ""
         yield Dropped(name, "", NO_FORM if first else "empty", detail)
@@ -195,7 +195,7 @@ def _conversations(item: Any, name: str, columns: Columns | None) -> Iterator[Co
     for row in _spread(whole, columns):
         try:
             form, turns = ("as asked", columns.turns(row)) if columns else _turns(row)
-            messages = tuple(_checked(turns))
+            messages = tuple(checked(turns))
         except UnreadableError as error:
             yield Dropped(name, f"line {number}", error.reason, error.detail)
             continue
@@ -214,7 +214,7 @@ def _spread(row: dict[str, Any], columns: Columns | None) -> Iterator[dict[str, 
         yield {**row, **({f"{head}.{name}": value for name, value in inner.items()} if columns else inner)}
 
 
-def _form(row: Mapping[str, Any]) -> str:
+def form_of(row: Mapping[str, Any]) -> str:
     """Which form a row has, by its keys; "" for none."""
     for key in ("messages", "conversations"):
         if isinstance(row.get(key), list):
@@ -227,7 +227,7 @@ def _form(row: Mapping[str, Any]) -> str:
 
 def _turns(row: Mapping[str, Any]) -> tuple[str, list[dict[str, Any]]]:
     """The form of a row and its messages, not checked yet."""
-    form = _form(row)
+    form = form_of(row)
     if form in ("messages", "conversations"):
         turns = [turn if isinstance(turn, dict) else {} for turn in row[form]]
         if form == "conversations":
@@ -263,7 +263,7 @@ def _filled(said: str, row: Mapping[str, Any]) -> str:
     return "\n\n".join(filter(None, (shown(name.strip()) for name in said.split(","))))
 
 
-def _checked(turns: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def checked(turns: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """The messages in our words; a conversation that nobody could have had is refused.
 
     Raises:
@@ -309,7 +309,7 @@ def _ledger(row: Mapping[str, Any]) -> dict[str, Any]:
     return {**named, "terms": terms}
 
 
-def _tables(file: IO[bytes], name: str, size: int) -> Iterator[tuple[str, Iterator[Any]]]:
+def tables_of(file: IO[bytes], name: str, size: int) -> Iterator[tuple[str, Iterator[Any]]]:
     """The tables of a file: itself, or the members of a zip; each with its rows (number, value) | Dropped."""
     if not name.lower().endswith(".zip"):
         with _rows(file, name, size) as rows:
@@ -354,7 +354,7 @@ def _of_json(source: Source, name: str) -> Iterator[Any]:
             raise UnreadableError("broken JSON", str(error)) from error
         yield from (item if isinstance(item, Dropped) else (item[0].line, item[1]) for item in rows)
         return
-    if isinstance(value, dict) and not _form(value):
+    if isinstance(value, dict) and not form_of(value):
         value = next((held for held in value.values() if isinstance(held, list)), [value])
     yield from enumerate(value if isinstance(value, list) else [value], 1)
 

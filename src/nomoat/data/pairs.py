@@ -31,7 +31,7 @@ from nomoat.core.recipe import Ref
 from nomoat.core.run import Run, load
 from nomoat.core.types import Batch, Scores
 from nomoat.data.chat import Chat
-from nomoat.data.conversations import SUFFIXES, _tables
+from nomoat.data.conversations import SUFFIXES, tables_of
 from nomoat.data.document import Document, Dropped
 from nomoat.data.licence import LicenceFinder
 from nomoat.data.manifest import DROPPED, NAME, Manifest, changed, digest
@@ -266,7 +266,7 @@ class _Writing:
                 continue
             held = finder.settle(Document("", found.shown), found.path)
             with losses(found.shown) as lost, found.path.open("rb") as file:
-                for name, rows in _tables(file, found.shown, found.size):
+                for name, rows in tables_of(file, found.shown, found.size):
                     for row in rows:
                         self._take(row, name, Entry("", name, held.licence, held.evidence))
             self.dropped += lost

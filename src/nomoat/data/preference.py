@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nomoat.data.conversations import ROLES, _checked, _form
+from nomoat.data.conversations import ROLES, checked, form_of
 from nomoat.data.streams import UnreadableError
 
 CONVERSATION = "a conversation without a second side"
@@ -63,7 +63,7 @@ def preference(row: Mapping[str, Any]) -> Preference:
         return Preference(_prompt(row, before), chosen, rejected)
     answer = next((name for name in ANSWERS if row.get(name)), None)
     if answer is None or "label" not in row:
-        reason = CONVERSATION if _form(row) else "no pair in it"
+        reason = CONVERSATION if form_of(row) else "no pair in it"
         raise UnreadableError(reason, f"its columns are {', '.join(map(str, row))[:200]}")
     good = LABELS.get(str(row["label"]).strip().lower())
     if good is None:
@@ -98,4 +98,4 @@ def _prompt(row: Mapping[str, Any], before: Messages) -> Messages:
     turns = [{"role": "user", "content": asked}] if isinstance(asked, str) else [_message(turn) for turn in asked]
     if row.get("system") and turns[:1] and turns[0]["role"] != "system":
         turns = [{"role": "system", "content": row["system"]}, *turns]
-    return tuple(_checked([*turns, {"role": "assistant", "content": "."}]))[:-1]
+    return tuple(checked([*turns, {"role": "assistant", "content": "."}]))[:-1]
