@@ -70,6 +70,7 @@ class Conversation:
         evidence: where the licence was found.
         origin: `human`, or the teacher that wrote the answers.
         terms: of the teacher's maker; "" where there are none.
+        teacher_licence: of the teacher, where the row says it: not that of the row, which what it was made from joins.
         generation: 0 for human work, one more than the deepest source for a model's.
         derived_from: hashes of what it was made from.
     """
@@ -82,6 +83,7 @@ class Conversation:
     evidence: str = ""
     origin: str = "human"
     terms: str = ""
+    teacher_licence: str | None = None
     generation: int = 0
     derived_from: tuple[str, ...] = ()
 
@@ -292,7 +294,7 @@ def checked(turns: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 def _ledger(row: Mapping[str, Any]) -> dict[str, Any]:
     """Whose the row is, as far as it says so itself; `origin` may name a teacher with its licence and terms."""
-    held, terms = Document("", ""), ""
+    held, terms, own = Document("", ""), "", None
     for key in ("licence", "generation", "derived_from"):
         name = next((name for name in LEDGER_NAMES[key] if row.get(name) not in (None, "")), None)
         if name is not None:
@@ -300,13 +302,13 @@ def _ledger(row: Mapping[str, Any]) -> dict[str, Any]:
     origin = row.get("origin")
     if isinstance(origin, dict):
         held.origin, terms = str(origin.get("teacher") or "unknown"), str(origin.get("terms") or "")
-        held.generation = max(held.generation, 1)
+        held.generation, own = max(held.generation, 1), origin.get("licence")
         if not held.evidence and origin.get("licence"):
             note(held, "licence", "origin.licence", origin["licence"])
     elif isinstance(origin, str) and origin and "generation" in row:
         held.origin = origin
     named = {name: getattr(held, name) for name in ("licence", "evidence", "origin", "generation", "derived_from")}
-    return {**named, "terms": terms}
+    return {**named, "terms": terms, "teacher_licence": str(own) if own else None}
 
 
 def tables_of(file: IO[bytes], name: str, size: int) -> Iterator[tuple[str, Iterator[Any]]]:

@@ -270,7 +270,7 @@ class _Writing:
                 shutil.copyfile(self.words / name, self.folder / name)
         parts = {**self._shards(fate_N), "near_duplicates": near}
         used = [(row, lesson) for (row, lesson, _), fate in zip(self.kept, fate_N, strict=True) if fate != DROP]
-        made = Counter((row.origin, row.terms, row.licence) for row, _ in used if row.generation)
+        made = Counter((row.origin, row.terms, row.teacher_licence or row.licence) for row, _ in used if row.generation)
         settings |= {
             "shortened": sum(lesson.shortened for _, lesson in used),
             "longest": max(len(lesson.ids) for _, lesson in used),
