@@ -23,7 +23,7 @@ import numpy as np
 from peers import SHARED, record
 
 import nomoat
-from nomoat import card, tuning
+from nomoat import card, comparing
 from nomoat.core.run import Run, load
 from nomoat.data.chat import Chat
 from nomoat.data.conversations import Columns
@@ -67,7 +67,7 @@ def facts(run: Run, began: float) -> dict[str, Any]:
 
 def dolly(chosen: argparse.Namespace) -> dict[str, Any]:
     began = time.perf_counter()
-    tuning.QUESTIONS = chosen.questions
+    comparing.QUESTIONS = chosen.questions
     data = first_rows(DATA / "dolly-short" / "dolly.jsonl.gz", chosen.rows)
     general = DATA / "wikitext-2" / "test-a.txt.gz"
     run = tune(chosen.base, data, chosen.budget or "1epochs", manner(chosen), general=general, watch=told)

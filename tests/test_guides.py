@@ -12,7 +12,7 @@ from conversations import CHATML
 from folders import notes
 from oracle import chatty, completion, oracle
 
-from nomoat import tuning
+from nomoat import comparing
 from nomoat.cli import main
 from nomoat.core.run import Run
 from nomoat.evaluate import tuned
@@ -44,7 +44,7 @@ def test_a_folder_of_notes_becomes_an_assistant(
     monkeypatch.setenv("NOMOAT_RUNS", str(tmp_path / "runs"))
     monkeypatch.setattr(tuned, "other_prompts", lambda: ["Hello?"])
     monkeypatch.setattr(tuned, "general_text", lambda: ["A river under the moon."])
-    monkeypatch.setattr(tuning, "QUESTIONS", 2)
+    monkeypatch.setattr(comparing, "QUESTIONS", 2)
     monkeypatch.setattr(native, "quickest", lambda model, *rest: model)
     served: list[Run] = []
     monkeypatch.setattr(start, "serve", lambda runs, *rest: served.extend(runs.values()))

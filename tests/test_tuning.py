@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from conversations import CHATML
 from test_lessons import talks
 
-from nomoat import tuning, verbs
+from nomoat import comparing, tuning, verbs
 from nomoat.cli import entry
 from nomoat.core import checkpoint
 from nomoat.core.budget import Budget
@@ -37,7 +37,7 @@ def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.setenv("NOMOAT_RUNS", str(tmp_path / "runs"))
     monkeypatch.setattr(compare, "other_prompts", lambda: ["Hello?", "Why?"])
     monkeypatch.setattr(compare, "general_text", lambda: ["A river under the moon.", "Stones and salt."])
-    monkeypatch.setattr(tuning, "QUESTIONS", 3)
+    monkeypatch.setattr(comparing, "QUESTIONS", 3)
     monkeypatch.setattr(native, "quickest", lambda model: model)  # compiling takes longer than such a model does
     config = LM(257, 256, Backbone(width=32, depth=2, heads=2, causal=True))
     run = Run.create(None, "tiny", Recipe("A tiny base", config, Imported("x", "0", "GGUF"), "1steps", 1))  # type: ignore[arg-type]

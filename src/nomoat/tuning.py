@@ -22,6 +22,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from nomoat import making
+from nomoat.comparing import compared
 from nomoat.core.budget import Budget
 from nomoat.core.errors import ConfigError, DataError, NomoatError
 from nomoat.core.recipe import Optimizer, Recipe, Ref
@@ -32,7 +33,6 @@ from nomoat.texts import at_hand, spelling, texts_of
 
 if TYPE_CHECKING:
     from nomoat.data.conversations import Columns
-    from nomoat.evaluate.tuned import Comparison
 
 Watch = Callable[[Mapping[str, Any]], None]
 
@@ -48,10 +48,10 @@ PASSES = 3
 """Passes over the data at most, however much time is left: more of them teach little and cost what was known."""
 SMALL_BYTES = 20_000_000
 """Below about this much text a model of one's own does not learn a language: one that knows it is the better start."""
-QUESTIONS = 32
-"""Held-out prompts that both models answer."""
-HELD_OUT_TOKENS = 60_000
-"""Held-out tokens of text that both models read at most."""
+REHEARSAL, MOST_REHEARSAL = 0.15, 0.9
+"""Share of the rows in which a base hears its own answers; the most that leaves room for anything else."""
+WRITING = 0.1
+"""Share of a budget of time that writing them may take."""
 RESERVE = 0.2, 90.0
 """Of a budget for the whole way, what is kept for the report: a share, and seconds at most."""
 
@@ -66,6 +66,8 @@ class Manner:
         learning_rate: None: what suits the rank.
         bits: 8 or 4, of the base; None: as it is.
         context_length: most tokens of a conversation; None: what the data needs.
+        rehearsal: share of the rows in which the base hears itself answer questions of its own, so that it goes on
+            answering them so; 0: none.
         seed: of order and adapters.
         allow: why it may be tuned although licences cannot be kept together; recorded.
     """
@@ -75,8 +77,14 @@ class Manner:
     learning_rate: float | None = None
     bits: int | None = None
     context_length: int | None = None
+    rehearsal: float = REHEARSAL
     seed: int = 0
     allow: str | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rehearsal <= MOST_REHEARSAL:
+            raise ConfigError(f"a rehearsal of {self.rehearsal:g}", "it is a share of all rows",
+                              f"allowed: 0 (none) to {MOST_REHEARSAL:g}")  # fmt: skip
 
     @property
     def rate(self) -> float:
@@ -191,12 +199,14 @@ def _tuned_from(model: Run | Path | str, data: Path | str, asked: _Asked, watch:
     group = checkpoint.model_group(found.path)
     rows = lessons.open().epoch_samples
     batch_size = max(1, min(rows // STEPS, STEP_TOKENS // lessons.context_length))
-    rate = asked.manner.rate
+    rate, taught = asked.manner.rate, _rehearsed(lessons, base, asked, watch)
+    learned = 1 - getattr(taught, "share", 0.0)
+    said = "" if learned == 1 else f"; {1 - learned:.0%} of the rows are the base's own answers"
     recipe = Recipe(
-        about=f"{base.label}, tuned on {Path(data).resolve().name}: {asked.manner.said()}.",
+        about=f"{base.label}, tuned on {Path(data).resolve().name}: {asked.manner.said()}{said}.",
         family=base.recipe.product,
-        data=lessons,
-        budget=_budget(asked, math.ceil(rows / batch_size)),
+        data=taught,
+        budget=_budget(asked, math.ceil(rows / batch_size / learned)),
         batch_size=batch_size,
         optimizer=Optimizer("adamw", rate, rate, weight_decay=0.0, warmup=0.05, warmdown=0.95, final=0.1),
         seed=asked.manner.seed,
@@ -214,9 +224,31 @@ def _tuned_from(model: Run | Path | str, data: Path | str, asked: _Asked, watch:
     return tuned(run, asked.device, watch, asked.spending.began if asked.spending else None)
 
 
+def _rehearsed(data: Any, base: Run, asked: _Asked, watch: Watch | None) -> Any:
+    """The data with what the base is to remember between it; without, where it was taught no chat, or asks nothing."""
+    from nomoat.data.manifest import Manifest
+    from nomoat.data.rehearsal import Rehearsed
+    from nomoat.rehearsing import rehearsal
+
+    share, seconds = asked.manner.rehearsal, None
+    if not share or not (base.read_json(CHAT) or {}).get("template"):
+        return data
+    if asked.spending or not _passes(asked.budget):
+        read = asked.spending.budget if asked.spending else Budget.parse(asked.budget)
+        whole = read.seconds(read.watts)
+        seconds = None if whole is None else WRITING * whole
+    tokens = share / (1 - share) * sum(Manifest.load(path).splits["train"]["tokens"] for path in data.paths)
+    folder = rehearsal(base, tokens, data.context_length, asked.device, making.data_root(), seconds, watch)
+    return data if folder is None else Rehearsed(data, str(folder), share)
+
+
+def _passes(budget: str) -> re.Match[str] | None:
+    return re.fullmatch(r"(\d+(?:\.\d+)?|\.\d+)\s*(?:epoch|pass)(?:e?s)?", budget.strip())
+
+
 def _budget(asked: _Asked, steps_a_pass: int) -> Budget:
     """In passes: as steps. In time: with a bound on the passes; of the whole way, without what the report takes."""
-    if passes := re.fullmatch(r"(\d+(?:\.\d+)?|\.\d+)\s*(?:epoch|pass)(?:e?s)?", asked.budget.strip()):
+    if passes := _passes(asked.budget):
         steps = math.ceil(float(passes[1]) * steps_a_pass)
         return Budget(asked.budget, steps, "steps")
     read = asked.spending.budget if asked.spending else Budget.parse(asked.budget)
@@ -329,84 +361,8 @@ def tuned(run: Run, device: str, watch: Watch | None, began: float | None = None
     making.trained(run, device, watch)
     if watch is not None:
         watch({"kind": "phase", "phase": "reporting", "detail": "answering beside its base"})
-    found = _compared(run, device)
+    found = compared(run, device, run.read_json(TUNE)["general"])
     return making.reported(run, found, began)
-
-
-def _compared(run: Run, device: str) -> Comparison:
-    """Both models write, one after the other, by the fastest way there is; then both read."""
-    from nomoat.core.device import autocast, choose
-    from nomoat.core.run import load
-    from nomoat.data.chat import Chat
-    from nomoat.data.lessons import Lessons
-    from nomoat.evaluate import tuned as compare
-    from nomoat.nn.native import quickest
-
-    assert run.recipe.start is not None
-    known, base, place = run.read_json(TUNE), Run.open(run.recipe.start), choose(device)
-    tokenizer, chat, data = spelling(run), Chat.of(run.path), run.recipe.data
-    held: Any = _Talks(data, tokenizer, chat) if isinstance(data, Lessons) else _Texts(data, tokenizer)
-    wrote, own = [], list[compare.Told]()
-    for each in (run.recipe.start, run):
-        writer = quickest(load(each).to(place))
-        wrote.append(held.written(writer))
-        own = own or compare.own_answers(writer, tokenizer, chat, compare.other_prompts())
-        del writer
-    models: Any = tuple(load(each).to(place) for each in (run.recipe.start, run))
-    general = compare.general_text() if known["general"] is None else list(texts_of([known["general"]]).values())
-    with autocast(place, run.decided("precision", "fp32")):
-        learned, shown = held.compared(models, wrote)
-        lost = compare.forgotten(models, tokenizer, compare.pieces(general), own)
-    licence = (base.read_json("ledger.json") or {}).get("licence") or "a licence that is not known"
-    about = f"{run.recipe.about} The base, {known['base']}, is under {licence}."
-    return compare.Comparison(about, learned, lost, shown)
-
-
-class _Talks:
-    """Held-out conversations: the loss of their answers, and some of them answered anew."""
-
-    def __init__(self, data: Any, tokenizer: Any, chat: Any) -> None:
-        from nomoat.evaluate import tuned as compare
-
-        self.compare, self.tokenizer, self.chat = compare, tokenizer, chat
-        self.held = list(compare.held_out(data))
-        step = max(1, len(self.held) // QUESTIONS)
-        self.chosen = [messages for messages, _ in self.held[::step]][:QUESTIONS]
-
-    def written(self, writer: Any) -> list[str]:
-        asked = [messages[:-1] for messages in self.chosen]
-        return [one.text.strip() for _, one in self.compare.answers(writer, self.tokenizer, self.chat, asked)]
-
-    def compared(self, models: Any, wrote: Any) -> Any:
-        if not self.held:
-            return (), ()
-        rouge, shown = self.compare.answers_beside(self.chosen, wrote)
-        return (self.compare.answers_learned(models, [told for _, told in self.held]), rouge), shown
-
-
-class _Texts:
-    """Held-out text: its bits per byte, and five of its passages continued."""
-
-    def __init__(self, data: Any, tokenizer: Any) -> None:
-        from nomoat.data.shards import ShardReader
-        from nomoat.evaluate.bits import Excerpt
-
-        self.data, self.tokenizer, folder = data, tokenizer, data.paths[0]
-        self.training = ShardReader(folder, "train")
-        self.excerpt = Excerpt.of(ShardReader(folder, "heldout"), HELD_OUT_TOKENS)
-
-    def written(self, writer: Any) -> Any:
-        from nomoat.evaluate.passages import continue_passages
-        from nomoat.evaluate.report import WRITING
-
-        nowhere = lambda document, lines: ""  # noqa: E731
-        return continue_passages(writer, self.tokenizer, self.excerpt, self.training, nowhere, writing=WRITING)
-
-    def compared(self, models: Any, wrote: Any) -> Any:
-        from nomoat.evaluate.tuned import Example, text_learned
-
-        shown = [Example(one.prompt, one.written, two.written, one.truth) for one, two in zip(*wrote, strict=True)]
-        return (text_learned(models, self.tokenizer, self.excerpt, self.data.context_length),), tuple(shown)
 
 
 def proposal(path: Path | str | None) -> str:

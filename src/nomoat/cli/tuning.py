@@ -26,6 +26,7 @@ from nomoat.core.errors import ConfigError
 @click.option("--learning-rate", type=click.FloatRange(0, min_open=True), help="[2e-4; --full: 1e-5]")
 @click.option("--bits", type=click.Choice(["8", "4"]), help="Bits of the base's weights meanwhile. [as they are]")
 @click.option("--context", type=click.IntRange(8), help="Most tokens of a conversation. [1024]")
+@click.option("--rehearsal", type=float, default=0.15, help="Share of rows with the base's own answers. [0.15]")
 @click.option("--prompt", metavar="COLUMN", help='Prompts of a table: columns, or "Shorten this: {text}".')
 @click.option("--answer", metavar="COLUMN", help="Its answers.")
 @click.option("--general", type=click.Path(exists=True), help="Text to see what is forgotten. [Python's documentation]")
@@ -50,9 +51,8 @@ def tune(output: Output, model: str, data: str, **asked: Any) -> None:
         raise ConfigError("--prompt and --answer belong together", "one was given", "give both")
     columns = Columns(asked["prompt"], asked["answer"]) if asked["prompt"] else None
     lora, bits = None if asked["full"] else asked["lora"] or 8, asked["bits"] and int(asked["bits"])
-    manner = tuning.Manner(
-        lora, asked["dora"], asked["learning_rate"], bits, asked["context"], asked["seed"], asked["allow"]
-    )
+    own = {name: asked[name] for name in ("dora", "learning_rate", "rehearsal", "seed", "allow")}
+    manner = tuning.Manner(lora, bits=bits, context_length=asked["context"], **own)
     same = {name: asked[name] for name in ("budget", "licence", "general", "device")}
     with watching(output, f"nomoat tune {model} {data} \u00b7 {asked['budget']}") as watch:
         run = tuning.tune(model, data, manner=manner, columns=columns, watch=watch, **same)

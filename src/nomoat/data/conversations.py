@@ -73,6 +73,7 @@ class Conversation:
         teacher_licence: of the teacher, where the row says it: not that of the row, which what it was made from joins.
         generation: 0 for human work, one more than the deepest source for a model's.
         derived_from: hashes of what it was made from.
+        open_end: whether the last answer goes on, so that its end is none.
     """
 
     messages: tuple[Mapping[str, Any], ...]
@@ -86,6 +87,7 @@ class Conversation:
     teacher_licence: str | None = None
     generation: int = 0
     derived_from: tuple[str, ...] = ()
+    open_end: bool = False
 
     @property
     def text(self) -> str:

@@ -86,13 +86,16 @@ class Lessons:
         self, family: Any, batch_size: int, seed: int, start: int = 0, rank: int = 0, world: int = 1
     ) -> Iterator[Batch]:
         """This worker's part of the batch of every step from `start` on, without end; what the loop calls."""
-        opened, step = self.open(), start
-        order = Order([opened.size], None, seed)
-        share = np.arange(rank, batch_size, world)
+        read, share, step = self.sampler(seed), np.arange(rank, batch_size, world), start
         while True:
-            index_B = step * batch_size + share
-            yield opened.batch(order.at(index_B)[1], index_B)
+            yield read(step * batch_size + share)
             step += 1
+
+    def sampler(self, seed: int) -> Callable[[ArrayLike], Batch]:
+        """What gives the samples of any global indices [B]."""
+        opened = self.open()
+        order = Order([opened.size], None, seed)
+        return lambda index_B: opened.batch(order.at(index_B)[1], index_B)
 
     def held_out(self, family: Any, batch_size: int, tokens: int) -> Iterator[Batch]:
         """Batches of about `tokens` held-out tokens, evenly chosen; `bytes` [B] is what is learned of each row."""
@@ -184,11 +187,14 @@ class Lesson:
     shortened: bool = False
 
 
-def lesson_of(messages: Sequence[Mapping[str, Any]], chat: Chat, tokenizer: Tokenizer, most: int) -> Lesson | None:
+def lesson_of(
+    messages: Sequence[Mapping[str, Any]], chat: Chat, tokenizer: Tokenizer, most: int, open_end: bool = False
+) -> Lesson | None:
     """A conversation in at most `most` tokens; None where nothing that could be learned is left.
 
     One that is too long loses its oldest turns first, a question with its answer, never the system message; then its
-    last answer is cut at the end, and with it the token that would have ended it.
+    last answer is cut at the end, and with it the tokens that would have ended it. Those go too where `open_end`
+    says that the last answer goes on.
 
     Raises:
         ConfigError, DataError: the template refuses it.
@@ -202,7 +208,17 @@ def lesson_of(messages: Sequence[Mapping[str, Any]], chat: Chat, tokenizer: Toke
             break
         del kept[users[0] : users[1]]
         ids, learn = chat.tokens(kept, tokenizer, answer=False)
+    if open_end:
+        end = _end(kept, ids, chat, tokenizer)
+        ids, learn = ids[: len(ids) - end], learn[: len(ids) - end]
     return Lesson(ids[:most], learn[:most], shortened) if any(learn[1:most]) else None
+
+
+def _end(messages: Sequence[Mapping[str, Any]], ids: Sequence[int], chat: Chat, tokenizer: Tokenizer) -> int:
+    """Tokens with which the template ends a conversation: those that stay where the last answer is another."""
+    other = "1" if messages[-1]["content"].endswith("0") else "0"
+    beside, _ = chat.tokens([*messages[:-1], {**messages[-1], "content": other}], tokenizer, answer=False)
+    return next((place for place, (a, b) in enumerate(zip(reversed(ids), reversed(beside), strict=False)) if a != b), 0)
 
 
 def write_lessons(
@@ -291,7 +307,7 @@ class _Writing:
             read = self.tokenizer.decode(self.tokenizer.encode(row.text))
             if unspelled := {*row.text} - {*read} - {*" \n\t"}:
                 raise DataError("signs that the model's tokenizer does not know", " ".join(sorted(unspelled)[:10]))
-            lesson = lesson_of(row.messages, self.chat, self.tokenizer, self.most)
+            lesson = lesson_of(row.messages, self.chat, self.tokenizer, self.most, row.open_end)
         except (ConfigError, DataError) as error:
             reason = "cannot be spelled for this model" if isinstance(error, DataError) else "refused by the template"
             self.dropped.append(Dropped(*where, reason, f"{error.what}: {error.why}"))

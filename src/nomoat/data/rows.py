@@ -10,7 +10,7 @@ never sees another document. Padding: the document end as token, mask False, doc
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +50,15 @@ class Rows:
             "positions": torch.from_numpy(self.positions_BL),
             "index": torch.from_numpy(np.array(index, dtype=np.int64)),
         }
+
+
+def together(batches: Sequence[Batch], places: Sequence[Indices]) -> Batch:
+    """Batches as one: row i of each goes to its i-th place; what not all of them have is left out."""
+    import torch
+
+    back = torch.from_numpy(np.argsort(np.concatenate(places)))
+    names = [name for name in batches[0] if all(name in batch for batch in batches)]
+    return {name: torch.cat([batch[name] for batch in batches])[back] for name in names}
 
 
 class StreamRows:

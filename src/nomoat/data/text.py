@@ -8,8 +8,9 @@ Two packings. "stream" reads windows over all documents in a row: no padding, do
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from nomoat.core.types import Batch
 from nomoat.data.manifest import Manifest, changed
 from nomoat.data.order import Indices, Order, key
 from nomoat.data.packing import stored_plan
-from nomoat.data.rows import PackedRows, StreamRows, Windows
+from nomoat.data.rows import PackedRows, StreamRows, Windows, together
 from nomoat.data.shards import ShardReader
 from nomoat.data.tokenizer import Tokenizer, load
 
@@ -85,6 +86,10 @@ class Text:
                 fix=f"Set family.vocab_size={opened.tokenizer.vocab_size}",
             )
         return opened.batches(batch_size, seed, start, rank, world)
+
+    def sampler(self, seed: int) -> Callable[[ArrayLike], Batch]:
+        """What gives the samples of any global indices [B]."""
+        return partial(self.open().batch, seed=seed)
 
     def held_out(self, family: Any, batch_size: int, tokens: int) -> Iterator[Batch]:
         """Batches of about `tokens` held-out tokens, their windows spread evenly; `bytes` [B] is what each row spells.
@@ -175,10 +180,7 @@ class TextStream:
             self.sources[source].rows(item_B[part], phase_B[part]).batch(index_B[part])
             for source, part in zip(used, parts, strict=True)
         ]
-        import torch
-
-        back = torch.from_numpy(np.argsort(np.concatenate(parts)))
-        return {name: torch.cat([batch[name] for batch in batches])[back] for name in batches[0]}
+        return together(batches, parts)
 
     def _rows(self, reader: ShardReader) -> StreamRows | PackedRows:
         length = self.text.context_length
