@@ -136,8 +136,7 @@ class Tokenizer:
             "truncation": None,
             "padding": None,
             "added_tokens": [{"id": self.eot, "content": EOT, **special}],
-            "normalizer": None,
-            **self._pipeline(),
+            **{"normalizer": None, **self._pipeline()},
             "model": self._model(),
         }
         return json.dumps(document, ensure_ascii=False, indent=1)
@@ -288,6 +287,10 @@ def load(path: Path | str) -> Tokenizer:
         ids = dict(vocabulary) | {token["content"]: token["id"] for token in added}
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} is no tokenizer file", str(error), "Ingest the data again") from error
+    if model.get("type") == "WordLevel" and document.get("decoder") is None and ids.get(EOT) == len(ids) - 1:
+        from nomoat.data.words import WordTokenizer
+
+        return WordTokenizer(word for word in ids if word != EOT)
     if not _is_ours(document, ids):
         from nomoat.data.foreign_tokenizer import read
 
