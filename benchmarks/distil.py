@@ -154,6 +154,7 @@ def trained(case: str, teacher: Any, learn: Path, left: Any, steps: int | None) 
     recipe = Recipe(f"{case}, benchmark", family, data, budget, batch_size=8, optimizer=Optimizer(warmdown=0.7))
     run = Run.create(learn.parent / "runs", f"{case}{'-steps' if steps else ''}", recipe)
     begun = time.perf_counter()
+    run.decide("taught", case != "human", 0, "by what a teacher wrote, on purpose")
     making.trained(run, "auto", None)
     return run, {**spent, "training": time.perf_counter() - begun}
 

@@ -116,8 +116,9 @@ class Comparison:
         """In plain words, where more was forgotten than `FORGETTING`."""
         lost = [one for one in self.forgotten if one.change > 1 + FORGETTING]
         return [
-            f"It has forgotten: {one.name} cost it {one.change - 1:.0%} more than its base. A lower --learning-rate, "
-            "a smaller --budget (fewer passes over the data) and --lora in place of --full help."
+            f"It has forgotten: {one.name} cost it {one.change - 1:.0%} more than its base. A larger "
+            "--rehearsal, a lower --learning-rate, a smaller --budget (fewer passes over the data) and --lora in place "
+            "of --full help."
             for one in lost
         ]
 
