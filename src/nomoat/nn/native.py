@@ -2,7 +2,8 @@
 
     model -> weights as they lie (bf16, f32) or packed (8, 4 bits) -> tables -> Native(memory, begin, decode)
 
-Steps of up to 16 tokens go through nn/steps.py; longer pieces (a prompt) through PyTorch's stack, into the same memory.
+Steps go through nn/steps.py, 16 tokens at a time; longer pieces of a text (a prompt) through PyTorch's stack, into the
+same memory.
 What this cannot do it says in words (`why_not`), and the model decodes by itself as before.
 """
 
@@ -192,11 +193,17 @@ class Native:
         """Append tokens [B, L] to the slots and return the logits [B, L, V] after each, in float; `last`: [B, 1, V]."""
         from nomoat.nn.steps import ROWS
 
-        with self._one:
-            if tokens_BL.numel() > ROWS:
+        batch, length = tokens_BL.shape
+        if length > ROWS:
+            with self._one:
                 return self.model.decode(tokens_BL, memory, slots, last)
-            logits_BLV = self._step(tokens_BL, memory, slots)
-            return logits_BLV[:, -1:] if last else logits_BLV
+        most, made = ROWS // length, list[Tensor]()
+        for first in range(0, batch, most):  # in PyTorch its threads would spin on the cores that the crew needs
+            some = slice(first, first + most)
+            with self._one:
+                logits_BLV = self._step(tokens_BL[some], memory, slots[some])
+            made.append(logits_BLV[:, -1:] if last else logits_BLV)
+        return made[0] if len(made) == 1 else torch.cat(made)
 
     def _step(self, tokens_BL: Tensor, memory: Memory, slots: Sequence[int]) -> Tensor:
         batch, length = tokens_BL.shape
