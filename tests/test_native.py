@@ -102,6 +102,24 @@ def test_rows_do_not_depend_on_their_neighbours():
             torch.testing.assert_close(alone[0], whole[row], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize(("rows", "length"), [(40, 1), (9, 5), (17, 1)])
+def test_more_rows_than_a_step_has_are_decoded_in_parts_and_not_by_pytorch(monkeypatch, rows, length, last):
+    model = random_model(BACKBONES["grouped heads, wider than width / heads"])
+    plain, native = copy.deepcopy(model), Native(model)
+    monkeypatch.setattr(model, "decode", None)
+    slots = torch.randperm(rows, generator=torch.Generator().manual_seed(3)).tolist()
+    tokens = torch.randint(101, (rows, 3 * length), generator=torch.Generator().manual_seed(4))
+    memories = [each.memory(rows, 16) for each in (native, plain)]
+    for here in tokens.split(length, 1):
+        found, wanted = (
+            one.decode(here, memory, slots, last) for one, memory in zip((native, plain), memories, strict=True)
+        )
+        assert found.shape == wanted.shape == (rows, 1 if last else length, 101)
+        assert far(found, wanted) < BOUNDS["f32"]
+    assert memories[0].lengths == memories[1].lengths
+
+
 def test_fork_rewind_and_growth_go_by_the_memory():
     model = random_model(BACKBONES["ours"])
     native = Native(model)
