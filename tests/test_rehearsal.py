@@ -109,6 +109,17 @@ def test_what_a_base_says_to_itself_is_written_once_and_known_for_its(base: Run,
     assert compare.nats(load(base), [one])[0] < compare.nats(load(base), [other])[0]
 
 
+def test_half_of_what_is_rehearsed_is_what_will_be_answered_otherwise(base: Run, tmp_path: Path) -> None:  # noqa: F811
+    own = [[{"role": "user", "content": f"{number} red?"}] for number in range(40)]
+    folder = rehearsing.rehearsal(base, 3000, 200, "cpu", tmp_path, own)
+    assert folder is not None and folder != rehearsing.rehearsal(base, 3000, 200, "cpu", tmp_path)
+    said = [messages[0]["content"] for messages in Lessons(str(folder), 200).open().messages()]
+    share = sum(text.endswith(" red?") for text in said) / len(said)
+    assert 0.3 < share < 0.7
+    answers = {messages[1]["content"] for messages in Lessons(str(folder), 200).open().messages()}
+    assert len(answers) > 1
+
+
 def test_a_base_that_ends_no_question_is_tuned_without(base: Run, data: Path, monkeypatch: Any) -> None:  # noqa: F811
     monkeypatch.setattr(rehearsing, "QUESTION", 1)
     monkeypatch.setattr(rehearsing, "WAVES", 2)
@@ -118,10 +129,10 @@ def test_a_base_that_ends_no_question_is_tuned_without(base: Run, data: Path, mo
 
 def test_tune_rehearses_by_itself_and_can_be_told_not_to(base: Run, data: Path, tmp_path: Path) -> None:  # noqa: F811
     run = tune(base, data, "1epochs")
-    assert isinstance(run.recipe.data, Rehearsed) and "15% of the rows are the base's own answers" in run.recipe.about
+    assert isinstance(run.recipe.data, Rehearsed) and "35% of the rows are the base's own answers" in run.recipe.about
     plain = tune(base, data, "1epochs", Manner(rehearsal=0))
     assert isinstance(plain.recipe.data, Lessons)
-    assert run.recipe.budget.amount == pytest.approx(plain.recipe.budget.amount / 0.85, abs=1)
+    assert run.recipe.budget.amount == pytest.approx(plain.recipe.budget.amount / 0.65, abs=1)
     assert [one["name"] for one in run.read_json("report.json")["learned"]] == [
         one["name"] for one in plain.read_json("report.json")["learned"]
     ]

@@ -48,7 +48,7 @@ PASSES = 3
 """Passes over the data at most, however much time is left: more of them teach little and cost what was known."""
 SMALL_BYTES = 20_000_000
 """Below about this much text a model of one's own does not learn a language: one that knows it is the better start."""
-REHEARSAL, MOST_REHEARSAL = 0.15, 0.9
+REHEARSAL, MOST_REHEARSAL = 0.35, 0.9
 """Share of the rows in which a base hears its own answers; the most that leaves room for anything else."""
 WRITING = 0.1
 """Share of a budget of time that writing them may take."""
@@ -226,6 +226,7 @@ def _tuned_from(model: Run | Path | str, data: Path | str, asked: _Asked, watch:
 
 def _rehearsed(data: Any, base: Run, asked: _Asked, watch: Watch | None) -> Any:
     """The data with what the base is to remember between it; without, where it was taught no chat, or asks nothing."""
+    from nomoat.data.lessons import Lessons
     from nomoat.data.manifest import Manifest
     from nomoat.data.rehearsal import Rehearsed
     from nomoat.rehearsing import rehearsal
@@ -238,7 +239,8 @@ def _rehearsed(data: Any, base: Run, asked: _Asked, watch: Watch | None) -> Any:
         whole = read.seconds(read.watts)
         seconds = None if whole is None else WRITING * whole
     tokens = share / (1 - share) * sum(Manifest.load(path).splits["train"]["tokens"] for path in data.paths)
-    folder = rehearsal(base, tokens, data.context_length, asked.device, making.data_root(), seconds, watch)
+    own = [messages[:-1] for messages in data.open().messages()] if isinstance(data, Lessons) else []
+    folder = rehearsal(base, tokens, data.context_length, asked.device, making.data_root(), own, seconds, watch)
     return data if folder is None else Rehearsed(data, str(folder), share)
 
 

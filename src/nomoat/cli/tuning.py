@@ -26,7 +26,7 @@ from nomoat.core.errors import ConfigError
 @click.option("--learning-rate", type=click.FloatRange(0, min_open=True), help="[2e-4; --full: 1e-5]")
 @click.option("--bits", type=click.Choice(["8", "4"]), help="Bits of the base's weights meanwhile. [as they are]")
 @click.option("--context", type=click.IntRange(8), help="Most tokens of a conversation. [1024]")
-@click.option("--rehearsal", type=float, default=0.15, help="Share of rows with the base's own answers. [0.15]")
+@click.option("--rehearsal", type=float, default=0.35, help="Share of rows with the base's own answers. [0.35]")
 @click.option("--prompt", metavar="COLUMN", help='Prompts of a table: columns, or "Shorten this: {text}".')
 @click.option("--answer", metavar="COLUMN", help="Its answers.")
 @click.option("--general", type=click.Path(exists=True), help="Text to see what is forgotten. [Python's documentation]")
