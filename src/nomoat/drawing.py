@@ -326,12 +326,13 @@ def _read(file: Path | str | io.BytesIO, name: str) -> NDArray[np.uint8]:
     import numpy as np
     from PIL import Image
 
-    from nomoat.data.picture_files import opened
-
-    if isinstance(file, io.BytesIO):
+    try:
         with Image.open(file) as held:
             return np.array(held.convert("RGB"))
-    return opened(file)
+    except FileNotFoundError:
+        raise DataError(f"there is no file {file}", "", "check the path") from None
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{file} cannot be read as a picture", str(error), "name a PNG or JPEG") from error
 
 
 def _fitted(image: NDArray[Any], side: int, name: str) -> NDArray[Any]:
