@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nomoat.distilling import distil
+    from nomoat.drawing import draw
     from nomoat.judging import arena, judge
     from nomoat.licensing import licence
     from nomoat.preferring import prefer
@@ -43,13 +44,14 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "arena", "chat", "distil", "doctor", "evaluate", "export", "generate", "import_model", "judge", "licence", "load",
-    "make", "open_teacher", "plan", "prefer", "pull", "quantize", "resume", "runs", "serve", "surprise", "synth",
-    "train", "tune",
+    "arena", "chat", "distil", "doctor", "draw", "evaluate", "export", "generate", "import_model", "judge", "licence",
+    "load", "make", "open_teacher", "plan", "prefer", "pull", "quantize", "resume", "runs", "serve", "surprise",
+    "synth", "train", "tune",
 ]  # fmt: skip
 _HOMES = {
     "arena": "nomoat.judging",
     "distil": "nomoat.distilling",
+    "draw": "nomoat.drawing",
     "judge": "nomoat.judging",
     "licence": "nomoat.licensing",
     "open_teacher": "nomoat.teachers",

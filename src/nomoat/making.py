@@ -287,8 +287,12 @@ def _guard(run: Run, watch: Watch | None) -> None:
 
 
 def _with_tokenizer(run: Run) -> None:
-    """Copy the data's tokenizer into the run: a run is whole without the folder it was made from."""
+    """Copy the data's tokenizer into the run, and the names of its classes: a run is whole without its data."""
     first = next(iter(getattr(run.recipe.data, "paths", ())), None)
     target = run.path / "tokenizer.json"
     if first is not None and not target.exists() and (Path(first) / "tokenizer.json").is_file():
         shutil.copyfile(Path(first) / "tokenizer.json", target)
+    if not target.exists() and (words := getattr(run.recipe.data, "words", None)) and (tokenizer := words()):
+        tokenizer.save(target)
+    if classes := getattr(run.recipe.data, "classes", ()):
+        run.write_json("classes.json", list(classes))

@@ -54,6 +54,7 @@ VERBS = (
     Verb("make", "resume last", "go on with a stopped run", "nomoat.cli.making:resume", trains=True),
     Verb("use", "pull smollm2-135m-instruct", "fetch a published model, as a run", "nomoat.cli.pulling:pull"),
     Verb("use", 'generate last "def read("', "text from a model, as it is written", "nomoat.cli.using:generate"),
+    Verb("use", 'draw last "red circle" --n 16', "pictures from a model, as PNGs", "nomoat.cli.drawing:draw"),
     Verb("use", "chat last", "talk with a model that was taught to", "nomoat.cli.chatting:chat", trains=True),
     Verb("use", "serve last --port 8000", "models behind OpenAI's endpoints", "nomoat.cli.serving:serve", trains=True),
     Verb(
