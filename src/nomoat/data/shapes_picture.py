@@ -41,6 +41,7 @@ COLOUR_RGB = np.array([RGB[name] for name in COLOURS], dtype=np.float32) / 127.5
 DARK_RGB = (COLOUR_RGB + 1) * SHADE - 1
 BACKGROUND_RGB = np.array([BACKDROP[name] for name in BACKGROUNDS], dtype=np.float32) / 127.5 - 1
 """In [-1, 1], each [number, 3]."""
+RADIUS = np.array(RADII, dtype=np.float32)
 
 Floated = NDArray[Any]
 
@@ -112,7 +113,7 @@ def hint(scenes: Scenes, size: int, kind: str) -> Floats:
 
 def feet(scenes: Scenes) -> Floats:
     """The lowest point of each thing [B, N], as a share of the side: what is lower is nearer, and in front."""
-    return np.clip(scenes.place_BND[..., 1] + np.float32(RADII)[scenes.kind_BND[..., 2]], 0, 1)
+    return np.clip(scenes.place_BND[..., 1] + RADIUS[scenes.kind_BND[..., 2]], 0, 1)
 
 
 def check(size: int) -> None:
@@ -138,7 +139,7 @@ class _Window:
     def __init__(self, scenes: Scenes, size: int, row_R: Numbers, slot_R: Numbers) -> None:
         self.row_R, self.slot_R, self.size = row_R, slot_R, size
         kind_RD, place_RD = scenes.kind_BND[row_R, slot_R], scenes.place_BND[row_R, slot_R] * size
-        radius_R = np.float32(RADII)[kind_RD[:, 2]] * size
+        radius_R = RADIUS[kind_RD[:, 2]] * size
         side = min(size, int(np.ceil(2 * radius_R.max())) + 3)
         first_RD = np.clip(np.floor(place_RD - side / 2 + 0.5), 0, size - side).astype(np.int64)
         at_RDP = first_RD[:, :, None] + np.arange(side)

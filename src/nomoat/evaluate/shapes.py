@@ -22,7 +22,7 @@ from nomoat.core.errors import ConfigError
 from nomoat.data.shapes_picture import BACKGROUND_RGB, COLOUR_RGB, DARK_RGB, PERIOD, covered, distances
 from nomoat.data.shapes_scene import ATTRIBUTES, BACKGROUNDS, COLOURS, RADII, SHAPES, SIZES, Scene
 
-LEAST_CONTRAST = 0.45
+LEAST_CONTRAST = 0.55
 """What differs less from the ground is ground, in units in which black and white differ by 2 in each channel."""
 LEAST_AREA = 8 / 32**2
 """Smaller pieces are specks, as a share of the picture."""
@@ -216,8 +216,9 @@ def _thing(
     column, row, size = at
     pixel_PC = change_YXC[inside_YX]
     colour, residual, part_PD = _colour(pixel_PC, ground_C)
-    cover_YX, shade_YX = (np.zeros(inside_YX.shape, dtype=np.float32) for _ in range(2))
-    cover_YX[inside_YX], shade_YX[inside_YX] = part_PD.T
+    cover_YX: Floats = np.zeros(inside_YX.shape, dtype=np.float32)
+    shade_YX: Floats = np.zeros_like(cover_YX)
+    cover_YX[inside_YX], shade_YX[inside_YX] = part_PD[:, 0], part_PD[:, 1]
     area = float(cover_YX.sum())
     if area < LEAST_AREA * size * size / 2:
         return None
@@ -254,10 +255,10 @@ def _colour(pixel_PC: Floats, ground_C: Floats) -> tuple[int, float, Floats]:
 @cache
 def _units() -> tuple[Floats, Floats]:
     """Area [8] and centroid [8, 2] of every shape with radius 1."""
-    grid = (np.arange(512, dtype=np.float32) + 0.5) / 200 - 1.28
-    number = np.arange(len(SHAPES))
-    across, down = (np.broadcast_to(grid, (len(SHAPES), 512)) for _ in range(2))
-    inside = distances(number, np.ones(len(SHAPES), dtype=np.float32), across[:, None, :], down[:, :, None]) < 0
+    grid = ((np.arange(512) + 0.5) / 200 - 1.28).astype(np.float32)
+    every = np.arange(len(SHAPES))
+    across_K1X = np.repeat(grid[None, None, :], len(SHAPES), 0)
+    inside = distances(every, np.ones(len(SHAPES), dtype=np.float32), across_K1X, across_K1X.transpose(0, 2, 1)) < 0
     area = inside.sum((1, 2))
     centre = np.stack([(inside.sum(1) * grid).sum(1), (inside.sum(2) * grid).sum(1)], axis=1) / area[:, None]
     return area / 200**2, centre
@@ -274,19 +275,15 @@ def _shape(cover_YX: Floats, area: float, middle: tuple[float, float]) -> tuple[
     soft_KYX = sharp_KYX
     for axis in (1, 2):
         soft_KYX = (soft_KYX + _shifted(soft_KYX, axis, 1) + _shifted(soft_KYX, axis, -1)) / 3
-    overlap_EK = np.array(
-        [
-            np.minimum(each, cover_YX).sum((1, 2)) / np.maximum(each, cover_YX).sum((1, 2))
-            for each in (sharp_KYX, soft_KYX)
-        ]
-    )
+    overlap_EK = np.stack([_overlap(each_KYX, cover_YX) for each_KYX in (sharp_KYX, soft_KYX)])
     best = int(overlap_EK.max(0).argmax())
-    return (
-        best,
-        float(overlap_EK[:, best].max()),
-        float(radius_K[best]),
-        (float(middle_KD[best, 0]), float(middle_KD[best, 1])),
-    )
+    x, y = middle_KD[best].tolist()
+    return best, float(overlap_EK[:, best].max()), float(radius_K[best]), (x, y)
+
+
+def _overlap(template_KYX: Floats, cover_YX: Floats) -> Floats:
+    """Intersection over union [K] of coverages."""
+    return np.minimum(template_KYX, cover_YX).sum((1, 2)) / np.maximum(template_KYX, cover_YX).sum((1, 2))
 
 
 def _shading(cover_YX: Floats, shade_YX: Floats, size: int) -> tuple[float, float]:
