@@ -3,9 +3,9 @@
     thumbnails [N, 192] -> sorted by brightness -> distances, block against block, where brightness allows -> groups [N]
 
 Two belong together where the root mean square of their differences is at most 6 of 255 and an eighth of their own
-contrast. A JPEG of quality 50 stays below 5, resizing below 2. The usual hashes of bits (dHash, 64 bits) take drawings
-for one another that a person would not, and tell no colours apart: of 2,204 emoji they put 323 in one group at a
-distance of 4 bits; this one puts 240 in groups, of at most 10.
+contrast. Of 200 emoji 99 % stay below 5 as JPEGs of quality 50 and below 1.2 at three quarters of their size. The usual
+hashes of bits (dHash, 64 bits) take drawings for one another that a person would not, and tell no colours apart: of
+2,204 emoji they put 323 in one group at a distance of 4 bits; this puts 219 in groups, of at most 9.
 
 Shifted, mirrored and cropped copies are not found. All pairs are looked at, so the time grows with the square of N.
 """

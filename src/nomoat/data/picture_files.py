@@ -246,11 +246,10 @@ def _centre(image: Image.Image, size: int, codes: bool) -> Image.Image:
     short = min(width, height)
     if short == size == max(width, height):
         return image
-    left, top = (width - short) / 2, (height - short) / 2
+    left, top = (width - short) // 2, (height - short) // 2
+    image = image.crop((left, top, left + short, top + short))  # resize's own box would mix in what lies around it
     few = short < size and size % short == 0 and image.getcolors(FEW_COLOURS) is not None
     if codes or few:
-        how = Image.Resampling.NEAREST
-    else:
-        how = Image.Resampling.HAMMING if short > size else Image.Resampling.BICUBIC
-    box = (left, top, left + short, top + short)
-    return image.resize((size, size), how, box, reducing_gap=None if codes or few else 3.0)
+        return image.resize((size, size), Image.Resampling.NEAREST)
+    how = Image.Resampling.HAMMING if short > size else Image.Resampling.BICUBIC
+    return image.resize((size, size), how, reducing_gap=3.0)
