@@ -21,7 +21,7 @@ from PIL.PngImagePlugin import PngInfo
 from nomoat.core.errors import ConfigError
 from nomoat.data.captions import captions_of
 from nomoat.data.lookalikes import lookalikes
-from nomoat.data.picture_files import square_of
+from nomoat.data.picture_files import is_coloured, square_of
 from nomoat.data.picture_listing import choose_size, contents, is_pictures, listing
 from nomoat.data.streams import UnreadableError
 
@@ -88,7 +88,8 @@ def test_other_kinds_of_colour() -> None:
     assert cmyk.noted == ("CMYK",) and np.abs(cmyk.pixels.astype(int) - [255, 0, 0]).max() < 8
     assert (square_of(encoded(red.convert("P")), 32).pixels == [255, 0, 0]).all()
     assert (square_of(encoded(red.convert("1")), 40).pixels % 255 == 0).all()
-    assert not square_of(encoded(red.convert("L")), 32).coloured and square_of(encoded(red), 32).coloured
+    grey, coloured = (square_of(encoded(image), 32).pixels for image in (red.convert("L"), red))
+    assert is_coloured(coloured) and not is_coloured(grey)
     moving = encoded(red, "GIF", save_all=True, append_images=[Image.new("RGB", (40, 40), (0, 0, 255))])
     first = square_of(moving, 32)
     assert first.noted == ("animated",) and (first.pixels == [255, 0, 0]).all()

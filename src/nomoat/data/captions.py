@@ -21,7 +21,7 @@ from nomoat.core.errors import ConfigError, nearest
 from nomoat.data.columns import LEDGER_NAMES, mean_length, note
 from nomoat.data.conversations import tables_of
 from nomoat.data.document import Document, Dropped
-from nomoat.data.picture_listing import SIDECARS, Item, Listing, contents
+from nomoat.data.picture_listing import SIDECARS, Item, Listing, contents, without_suffix
 from nomoat.data.readers import losses
 from nomoat.data.streams import UnreadableError, decoded
 
@@ -164,7 +164,7 @@ class _Table:
         if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
             return ""
         said = str(value).strip().replace("\\", "/").removeprefix("./").casefold()
-        folder = PurePosixPath(self.shown.replace(".zip, ", "/")).parent.as_posix().casefold()
+        folder = self.shown.replace(".zip, ", "/").rpartition("/")[0].casefold()
         ways = (f"{folder}/{said}", said, said.rpartition("/")[2])
         return next((name for way in ways if (name := self.index.get(way, ""))), "")
 
@@ -173,8 +173,8 @@ def _index(pictures: Sequence[Item]) -> dict[str, str]:
     """The ways to name a picture: its path, its path in the archive, its own name; with and without the suffix."""
     index: dict[str, str] = {}
     for item in pictures:
-        whole = [item.name, item.member or item.name, PurePosixPath(item.name).name]
-        plain = [str(PurePosixPath(way).with_suffix("")) for way in whole]
+        whole = [item.name, item.member or item.name, item.name.rpartition("/")[2]]
+        plain = [without_suffix(way) for way in whole]
         for way in {way.casefold() for way in (*whole, *plain)}:
             index[way] = item.name if index.get(way, item.name) == item.name else ""
     return index
@@ -187,10 +187,8 @@ def _of_table(table: _Table, rows: Iterator[Any], made: Captions, tags: bool, co
     names = list(dict.fromkeys(str(key) for row in held for key in row))
     key = _naming(table, held, names)
     if not key:
-        if held:
-            made.dropped.append(
-                Dropped(table.shown, "", "table that names none of the pictures", ", ".join(names)[:200])
-            )
+        what = ", ".join(names)[:200]
+        made.dropped.append(Dropped(table.shown, "", "table that names none of the pictures", what))
         return []
     chosen = _chosen(held, names, key, column)
     lower = {name.lower(): name for name in reversed(names)}

@@ -72,15 +72,11 @@ class Square:
     author: str = ""
     origin: str = ""
 
-    @property
-    def coloured(self) -> bool:
-        """Whether it is more than shades of grey."""
-        return is_coloured(self.pixels)
-
 
 def is_coloured(pixels: NDArray[np.uint8]) -> bool:
     """Whether pixels [..., 3] are more than shades of grey."""
-    return bool(np.ptp(pixels.astype(np.int16), axis=-1).max(initial=0) > GREY)
+    red, green, blue = np.moveaxis(pixels.astype(np.int16), -1, 0)
+    return bool(max(np.abs(red - green).max(), np.abs(green - blue).max(), np.abs(red - blue).max()) > GREY)
 
 
 def looks_like_one(head: bytes) -> bool:
@@ -110,11 +106,11 @@ def square_of(
     image, alpha = _laid(image, ground)
     codes = codes and 2 < len(image.convert("L").getcolors() or ()) <= 64
     noted = facts.noted + (("enlarged",) if min(width, height) < size else ())
-    pixels = _centre(image, size, codes)
-    thumbnail = pixels.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
+    middle = _middle(image)
+    thumbnail = middle.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX, reducing_gap=3.0)  # whatever the size
     return Square(
-        np.asarray(pixels),
-        None if alpha is None else np.asarray(_centre(alpha, size, False)),
+        np.asarray(_sized(middle, size, codes)),
+        None if alpha is None else np.asarray(_sized(_middle(alpha), size, False)),
         hashlib.sha256(repr(image.size).encode() + image.tobytes()).digest(),
         np.asarray(thumbnail).reshape(-1),
         width,
@@ -240,16 +236,21 @@ def _laid(image: Image.Image, ground: str) -> tuple[Image.Image, Image.Image | N
     return image.convert("RGB"), None
 
 
-def _centre(image: Image.Image, size: int, codes: bool) -> Image.Image:
-    """The centre square, `size` pixels a side."""
+def _middle(image: Image.Image) -> Image.Image:
+    """The largest square in the middle; cut out, because `resize` with a box mixes in what lies around it."""
     width, height = image.size
     short = min(width, height)
-    if short == size == max(width, height):
-        return image
     left, top = (width - short) // 2, (height - short) // 2
-    image = image.crop((left, top, left + short, top + short))  # resize's own box would mix in what lies around it
-    few = short < size and size % short == 0 and image.getcolors(FEW_COLOURS) is not None
+    return image if width == height else image.crop((left, top, left + short, top + short))
+
+
+def _sized(image: Image.Image, size: int, codes: bool) -> Image.Image:
+    """A square picture, `size` pixels a side."""
+    side = image.width
+    if side == size:
+        return image
+    few = side < size and size % side == 0 and image.getcolors(FEW_COLOURS) is not None
     if codes or few:
         return image.resize((size, size), Image.Resampling.NEAREST)
-    how = Image.Resampling.HAMMING if short > size else Image.Resampling.BICUBIC
+    how = Image.Resampling.HAMMING if side > size else Image.Resampling.BICUBIC
     return image.resize((size, size), how, reducing_gap=3.0)

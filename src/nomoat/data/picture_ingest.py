@@ -20,6 +20,7 @@ import zipfile
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
 from pathlib import Path, PurePosixPath
@@ -138,7 +139,8 @@ def write_pictures(
         partial.mkdir(parents=True)
         try:
             _Writing(root, partial, size, dict(settings), watch).run(held_out_share)
-            partial.rename(target)
+            with suppress(OSError) if (target / NAME).is_file() else nullcontext():  # another process was faster
+                partial.rename(target)
             durable.sync_folder(target.parent)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -226,7 +228,7 @@ class _Writing:
         except UnreadableError as error:
             self.dropped.append(Dropped(item.found.shown, item.member, error.reason, error.detail))
             return
-        self.coloured["pictures"] |= square.coloured
+        self.coloured["pictures"] = self.coloured["pictures"] or is_coloured(square.pixels)
         kept = _Kept(_line(item, said, square), said, item, square, self._put("pictures", square.pixels))
         if square.alpha is not None:
             kept.hints["mask"] = self._put("mask", square.alpha)
@@ -247,7 +249,7 @@ class _Writing:
             reason = f"control picture that is left out: {error.reason}"
             self.dropped.append(Dropped(item.found.shown, item.member, reason, error.detail))
             return None
-        self.coloured["pair"] |= is_coloured(drawn.pixels)
+        self.coloured["pair"] = self.coloured["pair"] or is_coloured(drawn.pixels)
         return drawn.pixels
 
     def _put(self, name: str, pixels: NDArray[np.uint8]) -> int:
@@ -340,8 +342,8 @@ class _Writing:
             for name, count in {"documents": 1, "tokens": words, "bytes": size}.items():
                 splits[split][name] += count
             if split == "train":
-                named = {"author": line.author, "date": line.date, "origin": line.origin, "generation": line.generation}
-                entries.append((Entry(key, line.source, line.licence, line.evidence, **named), words, size))
+                whose = (line.source, line.licence, line.evidence, line.author, line.date, line.origin, line.generation)
+                entries.append((Entry(key, *whose), words, size))
             else:
                 held.append({"hash": key, "source": line.source, "member": line.member, "bytes": size})
         pq.write_table(pa.Table.from_pylist(lines, schema=SCHEMA), self.folder / FACTS, compression="zstd")

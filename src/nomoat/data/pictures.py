@@ -318,8 +318,9 @@ class PictureFiles:
         else:
             made = write_pictures(folder, self.path, self.size, self.settings, watch=watch)
         ready = replace(asked, path=str(folder), ids=(made.id,))
+        opened = ready.open()
         if watch is not None:
-            for text in filter(None, (made.left_out(folder), *told(ready.open()))):
+            for text in filter(None, (made.left_out(folder), *told(opened))):
                 watch({"kind": "warning", "text": text})
         return ready
 
@@ -329,23 +330,23 @@ def told(opened: PictureRows) -> list[str]:
     settings, said = opened.manifest.settings, []
     noted, silent = settings["noted"], settings["without_caption"]
     total = sum(split["documents"] for split in opened.manifest.splits.values())
-    if silent and settings["captions"] != "none":
-        said.append(f"{silent:,} of {total:,} pictures have no caption: they are learned without one.")
     if settings["captions"] == "none":
         said.append("There are no captions" + (", only classes." if settings["classes"] else " and no classes."))
+    elif silent:
+        said.append(f"Without a caption, and learned without one: {silent:,} of {total:,} pictures.")
     if noted.get("enlarged"):
-        said.append(f"{noted['enlarged']:,} pictures are smaller than {opened.data.size} pixels and were enlarged.")
+        said.append(
+            f"Smaller than {opened.data.size} pixels, and enlarged: {noted['enlarged']:,} of {total:,} pictures."
+        )
     if noted.get("animated"):
-        said.append(f"{noted['animated']:,} pictures move: the first frame was taken.")
+        said.append(f"Moving, of which the first frame is taken: {noted['animated']:,} of {total:,} pictures.")
     if opened.captions is not None:
         longest = max(map(len, (ids for each in opened.column("words").to_pylist() for ids in each)), default=0)
         if longest > opened.data.caption_length:
             length = opened.data.caption_length
             said.append(f"Captions have up to {longest} words; the first {length} of each are read.")
     if not opened.manifest.splits["heldout"]["documents"]:
-        said.append(
-            f"{total:,} pictures are too few, or too much alike, to hold some back: nothing measures the model."
-        )
+        said.append(f"Too few pictures, or too much alike, to hold some back: {total:,}. Nothing measures the model.")
     return said
 
 
