@@ -76,7 +76,7 @@ def group(signature_NV: Signatures) -> NDArray[np.int64]:
         first = member[np.searchsorted(bucket, bucket[together])]
         left, right = np.concatenate([member[together], first]), np.tile(member[together + 1], 2)
         near = (signature_NV[left] == signature_NV[right]).mean(axis=1) >= EQUAL_SHARE
-        group_N = _join(group_N, left[near], right[near])
+        group_N = join(group_N, left[near], right[near])
     return group_N
 
 
@@ -162,7 +162,7 @@ def _smallest(hash_S: NDArray[np.uint32], first_N: NDArray[np.int64]) -> Signatu
     return signature_NV
 
 
-def _join(group_N: NDArray[np.int64], left: NDArray[np.int64], right: NDArray[np.int64]) -> NDArray[np.int64]:
+def join(group_N: NDArray[np.int64], left: NDArray[np.int64], right: NDArray[np.int64]) -> NDArray[np.int64]:
     """Union of all pairs at once: hook the larger root to the smaller, then shorten every path, until nothing moves."""
     while True:
         one, other = group_N[left], group_N[right]

@@ -125,8 +125,8 @@ def set_aside(entry: os.DirEntry[str]) -> str:
         folder = Path(entry.path)
         if (folder / "pyvenv.cfg").exists():
             return "other people's packages"
-        ours = (folder / "dataset.json", folder / "train-00000.idx"), (folder / "recipe.json", folder / "STATUS")
-        if any(a.exists() and b.exists() for a, b in ours) or entry.name.endswith(".partial"):
+        ours = ("dataset.json", "train-00000.idx"), ("dataset.json", "pictures.parquet"), ("recipe.json", "STATUS")
+        if any((folder / a).exists() and (folder / b).exists() for a, b in ours) or entry.name.endswith(".partial"):
             return "a run or dataset of nomoat"
         return OTHERS.get(entry.name, "")
     if is_sidecar(entry.name) or is_licence_file(entry.name) or entry.name == OVERRIDES:

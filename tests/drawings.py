@@ -1,0 +1,59 @@
+"""Small pictures made by Pillow, and folders of them: what the tests of pictures read."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+COLOURS = {"red": (220, 30, 30), "blue": (30, 60, 220), "green": (20, 160, 60)}
+SHAPES = ("circle", "square", "triangle")
+
+
+def drawing(seed: int, side: int = 48, mode: str = "RGB") -> Image.Image:
+    """Blocks of random colours with a random shape on them; no two seeds look alike."""
+    chance = np.random.default_rng(seed)
+    image = Image.fromarray(chance.integers(0, 256, (4, 4, 3), dtype=np.uint8)).resize((side, side), 0)
+    left, top = chance.integers(0, side // 2, 2)
+    colour = tuple(int(value) for value in chance.integers(0, 256, 3))
+    ImageDraw.Draw(image).ellipse((left, top, left + side // 2, top + side // 2), fill=colour)
+    return image.convert(mode)
+
+
+def shape(kind: str, colour: str, side: int = 48, mode: str = "RGBA") -> Image.Image:
+    """A coloured shape on nothing."""
+    image = Image.new("RGBA", (side, side), (0, 0, 0, 0))
+    pen, box = ImageDraw.Draw(image), (side // 6, side // 6, 5 * side // 6, 5 * side // 6)
+    if kind == "circle":
+        pen.ellipse(box, fill=COLOURS[colour])
+    elif kind == "square":
+        pen.rectangle(box, fill=COLOURS[colour])
+    else:
+        pen.polygon([(box[0], box[3]), (box[2], box[3]), (side // 2, box[1])], fill=COLOURS[colour])
+    return image.convert(mode)
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    """A picture as the bytes of a file."""
+    held = io.BytesIO()
+    image.save(held, kind, **options)
+    return held.getvalue()
+
+
+def folder_of(root: Path, files: Mapping[str, bytes | str | Image.Image]) -> Path:
+    """Write files into a folder; pictures as PNG."""
+    for name, content in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        data = encoded(content) if isinstance(content, Image.Image) else content
+        path.write_bytes(data.encode() if isinstance(data, str) else data)
+    return root
+
+
+def drawings(root: Path, count: int = 30, side: int = 48, first: int = 0) -> Path:
+    """A folder of pictures that do not look alike."""
+    return folder_of(root, {f"{number:03d}.png": drawing(number, side) for number in range(first, first + count)})
