@@ -43,7 +43,7 @@ def test_the_kernel_distance_is_the_papers():
 
 def test_the_kernel_distance_is_unbiased_at_any_number_and_its_interval_covers():
     """Small sets of one distribution: 0 on average, where the Fréchet distance is far from it; the interval has it."""
-    found = [kernel_distance(normal(20, 8, 2 * seed), normal(20, 8, 2 * seed + 1)) for seed in range(150)]
+    found = [kernel_distance(normal(20, 8, 2 * seed), normal(20, 8, 2 * seed + 1)) for seed in range(100)]
     values = np.array([one.value for one in found])
     assert abs(values.mean()) < 4 * values.std() / np.sqrt(len(values))
     assert min(values) < 0
@@ -53,8 +53,8 @@ def test_the_kernel_distance_is_unbiased_at_any_number_and_its_interval_covers()
 
 def test_the_interval_covers_a_distance_that_is_there():
     """Known by a large sample: 95 % intervals of 200 pictures hold it about as often as they say."""
-    true = kernel_distance(normal(4000, 4, 1), normal(4000, 4, 2, 0.5)).value
-    found = [kernel_distance(normal(200, 4, 10 + seed), normal(200, 4, 500 + seed, 0.5)) for seed in range(60)]
+    true = kernel_distance(normal(3000, 4, 1), normal(3000, 4, 2, 0.5)).value
+    found = [kernel_distance(normal(200, 4, 10 + seed), normal(200, 4, 500 + seed, 0.5)) for seed in range(40)]
     covered = np.mean([one.low <= true <= one.high for one in found])
     assert 0.85 <= covered <= 1
     widths = np.array([one.high - one.low for one in found])
@@ -77,23 +77,27 @@ def test_equal_sets_are_not_told_apart_shifted_ones_are():
     assert found.count == 400 and found.floor == "real"
 
 
-def test_missing_modes_are_seen_by_recall_and_twins_not_by_the_kernel_distance():
-    """Two hundred small clusters; the set has a third of them, each three times."""
+def test_missing_modes_are_seen_by_recall_not_by_the_kernel_distance():
+    """Two hundred clusters; of two thirds of them the set has nothing. A shift that hides nothing is 10 x as far."""
     chance = torch.Generator().manual_seed(0)
     places_KD = torch.randn(200, 32, generator=chance)
-    around = lambda rows: places_KD[rows] + 0.05 * torch.randn(len(rows), 32, generator=chance)  # noqa: E731
-    whole = torch.arange(200)
-    few = around(torch.arange(66)).repeat(3, 1)[:198]
-    found = compare(around(whole), {"real": around(whole), "dropped": few}, "real")
-    real, dropped = found.row("real"), found.row("dropped")
-    noisy = compare(
-        around(whole),
-        {"real": around(whole), "noise": around(whole) + 0.5 * torch.randn(200, 32, generator=chance)},
-        "real",
-    )
-    assert dropped.kernel.value < noisy.row("noise").kernel.value / 2
-    assert dropped.coverage.high < real.coverage.low - 0.3
-    assert dropped.twins.low > 0.9 and real.twins.high < 0.1
+
+    def around(rows_N):
+        return places_KD[rows_N] + 0.3 * torch.randn(len(rows_N), 32, generator=chance)
+
+    whole, few = torch.arange(200).repeat(3), torch.arange(67).repeat(9)[:600]
+    sets = {
+        "real": around(whole),
+        "dropped": around(few),
+        "moved": around(whole) + 0.3,
+        "twice": around(whole[:300]).repeat(2, 1),
+    }
+    found = compare(around(whole), sets, "real")
+    real, dropped, moved = (found.row(name) for name in ("real", "dropped", "moved"))
+    assert dropped.kernel.high < moved.kernel.low / 4
+    assert dropped.recall.high < 0.4 and real.recall.low > 0.9 and moved.recall.low > 0.9
+    assert dropped.coverage.high < real.coverage.low
+    assert found.row("twice").twins.value == 1 and real.twins.value == 0
 
 
 def test_precision_recall_density_coverage_against_loops():
@@ -137,7 +141,7 @@ def test_sets_are_cut_to_the_smallest_and_the_same_seed_gives_the_same():
 
 def test_a_constant_set_is_a_set():
     found = compare(normal(50), {"real": normal(50, seed=1), "mean": torch.zeros(50, 16)}, "real").row("mean")
-    assert found.kernel.low > 100 and found.recall.value == 0 and found.twins.value == 1
+    assert found.kernel.low > 20 and found.recall.value == 0 and found.twins.value == 1
 
 
 def test_what_cannot_be_compared_is_said():
@@ -147,6 +151,7 @@ def test_what_cannot_be_compared_is_said():
         compare(torch.zeros(50, 3), {"real": normal(50, 3)}, "real")
 
 
+@pytest.mark.slow
 def test_two_thousand_against_two_thousand_take_seconds():
     x, real, y = (normal(2000, 1280, seed) for seed in range(3))
     began = time.process_time()
@@ -237,8 +242,8 @@ def test_the_order_of_the_reference_table(shared, kind):
         assert found.row(spoil).above.low > 0
     assert far["real"] < far["blur 3"] < far["blur 7"] and far["noise 8"] < far["noise 25"]
     if kind == "judge":
-        assert far["blur 3"] < far["noise 8"] < far["noise 25"] < far["blur 7"]
-        assert far["noise 8"] < far["grey"] < far["blur 7"]
+        assert far["dropped"] < far["blur 3"] < min(far["grey"], far["noise 8"])
+        assert max(far["grey"], far["noise 25"]) < far["blur 7"]
     # The blind spot, and who sees it.
     assert far["dropped"] < far["noise 25"] / 3
     assert found.row("dropped").coverage.high < found.row("real").coverage.low

@@ -13,7 +13,7 @@ from PIL import Image
 from nomoat.core.errors import ConfigError, DataError
 from nomoat.core.ledger import Entry
 from nomoat.evaluate import picture_report as module
-from nomoat.evaluate.contact import beside, sheet
+from nomoat.evaluate.contact import PAPER, beside, sheet
 from nomoat.evaluate.features import Features
 from nomoat.evaluate.picture_report import Judging, Prompts, Truth, picture_report
 
@@ -21,7 +21,7 @@ SMALL = torch.nn.functional.avg_pool2d
 PIXELS = Features(
     "pixels", "means of 4 x 4 pixels", "0" * 64, lambda x_BCYX: SMALL(x_BCYX, 4).flatten(1), torch.device("cpu")
 )
-QUICK = Judging(features=PIXELS, steps=20, rows=32)
+QUICK = Judging(features=PIXELS, steps=5, rows=32)
 TRAINING, TRAINING_LABELS = drawings(300, seed=0)
 HELD_OUT, HELD_OUT_LABELS = drawings(100, seed=1)
 TRUTH = Truth(
@@ -159,6 +159,7 @@ def test_fid_is_its_name_only_with_inception(monkeypatch, tmp_path):
     fake = Features("Inception", "InceptionV3 (w.pth)", "1" * 64, PIXELS.read, PIXELS.device)
     monkeypatch.setattr(module, "inception", lambda path, device: fake)
     monkeypatch.setattr("nomoat.evaluate.distances.FRECHET_PICTURES", 50)
+    monkeypatch.setattr("nomoat.evaluate.distances.GROUPS_FRECHET", 2)
     monkeypatch.setattr(module, "FRECHET_PICTURES", 50)
     judging = Judging(**{**vars(QUICK), "inception": tmp_path / "w.pth"})
     found = picture_report(Honest(), [group()], TRUTH, None, judging)
@@ -215,7 +216,7 @@ def test_a_sheet_lies_as_its_layout_says(tmp_path):
         shown_YXC = pixels_YXC[top : top + 96 : 6, left : left + 96 : 6]
         assert np.abs(shown_YXC - (image_CYX.permute(1, 2, 0).numpy() + 1) * 127.5).max() <= 0.51
         assert pixels_YXC[top + 97 : top + layout.cell[1], left : left + 96].min() < 120  # its caption
-        assert (pixels_YXC[top - 5 : top, left : left + 96] == 255).all()
+        assert (pixels_YXC[top - 5 : top, left : left + 96] == PAPER).all()
     read = Image.open(made.save(tmp_path / "sheet.png", {"prompt": "a\nb"}))
     assert json.loads(read.text["layout"])["gap"] == 5 and read.text["prompt"] == "a\nb"
     assert np.array_equal(np.asarray(read), pixels_YXC)
@@ -227,7 +228,7 @@ def test_captions_stay_within_their_cell():
     made = sheet(image_NCYX, ["W" * 200, "short"], 2, 40)
     pixels_YX = np.asarray(made.image.convert("L"))
     left, _ = made.layout.corner(0)
-    assert (pixels_YX[:, left + made.layout.cell[0] : left + made.layout.cell[0] + 40] == 255).all()
+    assert (pixels_YX[:, left + made.layout.cell[0] : left + made.layout.cell[0] + 40] == PAPER[0]).all()
 
 
 def test_sheets_of_any_number_and_size():

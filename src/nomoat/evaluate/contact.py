@@ -28,9 +28,9 @@ from nomoat.evaluate.surprise import printable
 GAP = 6
 SHOWN = 96  # pixels a side that small pictures are enlarged to, about
 MOST_COLUMNS = 10
-LINES = 2  # of a caption
+LINES = 3  # of a caption
 FONT_SIZE = 11
-INK, PAPER = (32, 32, 32), (255, 255, 255)
+INK, PAPER = (32, 32, 32), (240, 240, 240)  # so that white pictures have edges
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def sheet(
 
     Args:
         image_NCYX: in [-1, 1].
-        captions: one a picture, or none; what does not fit in two lines is cut off.
+        captions: one a picture, or none; what does not fit in three lines is cut off.
         columns: None: about as many as rows, 10 at most.
         gap: pixels between pictures, and around them.
         scale: how many times each pixel is enlarged; None: until the picture is about 96 pixels high.
@@ -165,9 +165,9 @@ def _lines(text: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeType
     lines, words = [""], printable(text).split()
     for number, word in enumerate(words):
         longer = f"{lines[-1]} {word}".strip()
-        if font.getlength(longer) <= width:
+        if font.getlength(longer) <= width or not lines[-1]:
             lines[-1] = longer
-        elif len(lines) < LINES and lines[-1]:
+        elif len(lines) < LINES:
             lines.append(word)
         else:
             lines[-1] = " ".join([lines[-1], *words[number:]]).strip()

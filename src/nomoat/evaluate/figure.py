@@ -51,7 +51,8 @@ def wilson(hits: float, count: int) -> Figure:
     share, bent = hits / count, Z * Z / count
     middle = (share + bent / 2) / (1 + bent)
     reach = Z * math.sqrt(share * (1 - share) / count + bent / (4 * count)) / (1 + bent)
-    return Figure(share, max(0.0, middle - reach), min(1.0, middle + reach))
+    low, high = (0.0 if hits == 0 else middle - reach), (1.0 if hits == count else middle + reach)  # not 1 - 1e-16
+    return Figure(share, low, high)
 
 
 def mean(values_N: NDArray[Any], seed: int = 0) -> Figure:

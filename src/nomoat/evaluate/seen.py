@@ -16,24 +16,24 @@ from nomoat.core.errors import DataError
 SLACK = 1e-3
 
 
-def as_seen(image_NCYX: Tensor, what: str, drawn: bool = False) -> Tensor:
+def as_seen(pictures: Tensor, what: str, drawn: bool = False) -> Tensor:
     """Return the pictures rounded to 8 bits, as float32 on the CPU.
 
     Args:
-        image_NCYX: float pictures in [-1, 1]; C is 1 or 3.
+        pictures: floats in [-1, 1], [N, C, Y, X]; C is 1 or 3.
         what: how an error names them.
         drawn: whether a model made them: what it draws beyond [-1, 1] is cut off, as in a file.
 
     Raises:
         DataError: they are not pictures.
     """
-    shape = tuple(image_NCYX.shape)
-    if image_NCYX.ndim != 4 or shape[1] not in (1, 3) or not all(shape[1:]):
+    shape = tuple(pictures.shape)
+    if pictures.ndim != 4 or shape[1] not in (1, 3) or not all(shape[1:]):
         raise DataError(f"{what}: a tensor {list(shape)} is no pictures", "pictures are [N, 1 or 3, rows, columns]")
-    if not image_NCYX.is_floating_point():
+    if not pictures.is_floating_point():
         fix = "divide bytes by 127.5 and take away 1"
-        raise DataError(f"{what}: {image_NCYX.dtype} where floats in [-1, 1] are read", fix=fix)
-    image = image_NCYX.detach().to("cpu", torch.float32)
+        raise DataError(f"{what}: {pictures.dtype} where floats in [-1, 1] are read", fix=fix)
+    image = pictures.detach().to("cpu", torch.float32)
     if not torch.isfinite(image).all():
         broken = int((~torch.isfinite(image)).flatten(1).any(1).sum())
         why = "the model's weights or its solver have run away" if drawn else ""
