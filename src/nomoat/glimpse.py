@@ -1,6 +1,6 @@
-"""A glimpse of what a model writes while it is trained: after a checkpoint, as long as it costs next to nothing.
+"""A glimpse of what a model writes or draws while it is trained: after a checkpoint, as long as it costs little.
 
-    event "keep" -> the checkpoint's model -> a few tokens -> run.note("sample", text=...)
+    event "keep" -> the checkpoint's model -> a few tokens, or a sheet -> run.note("sample", text=..., path=...)
 
 The checkpoint is read back, so the training itself is not touched; its random numbers are left as they were.
 """
@@ -16,12 +16,15 @@ import torch
 from nomoat.core import run as runs
 from nomoat.core.run import Run
 from nomoat.data import tokenizer
+from nomoat.sampling.drawing import Drawing
 from nomoat.sampling.tokens import SamplingOptions
 from nomoat.sampling.write import continue_text
 from nomoat.train.budget import SAMPLING_SHARE
 
 OPTIONS = SamplingOptions(temperature=0.8, top_p=0.95, max_tokens=60)
 SHOWN_CHARACTERS = 400
+PICTURES, MANY = 16, 1 << 16
+"""Pictures of a sheet; more tokens than they have."""
 
 
 def glimpsing(run: Run, watch: Callable[[Mapping[str, Any]], None] | None) -> Callable[[dict[str, Any]], None]:
@@ -41,12 +44,35 @@ def glimpsing(run: Run, watch: Callable[[Mapping[str, Any]], None] | None) -> Ca
         seen += 1
         start = time.perf_counter()
         if seen == 1 or spent <= SAMPLING_SHARE * (start - began):
-            text = sample(run)
+            told = sheet(run, int(event.get("step") or 0)) if hasattr(run.recipe.product, "size") else written(run)
             spent += time.perf_counter() - start
-            if text:
-                run.note("sample", step=event.get("step"), prompt="", text=text)
+            if told:
+                run.note("sample", step=event.get("step"), prompt="", **told)
 
     return watching
+
+
+def written(run: Run) -> dict[str, str]:
+    """What the model of the last checkpoint writes, where it does."""
+    text = sample(run)
+    return {"text": text} if text else {}
+
+
+def sheet(run: Run, step: int) -> dict[str, str]:
+    """Sixteen pictures by the model of the last checkpoint, to held-out prompts, as samples/step-N.png of the run."""
+    from nomoat.evaluate.contact import sheet as laid_out
+
+    with torch.random.fork_rng(devices=[]):
+        model: Any = runs.load(run)
+    if not hasattr(model, "generate"):
+        return {}
+    batch = next(iter(run.recipe.data.held_out(model, PICTURES, MANY)), None)
+    if batch is None:
+        return {}
+    image = model.generate(batch, Drawing(steps=10), torch.Generator())["image"][:PICTURES]
+    (run.path / "samples").mkdir(exist_ok=True)
+    path = laid_out(image).save(run.path / "samples" / f"step-{step:07}.png")
+    return {"text": f"{len(image)} pictures", "path": str(path)}
 
 
 def sample(run: Run) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nomoat import distilling, licensing, making, tuning
+from nomoat import distilling, licensing, making, picturing, tuning
 from nomoat.core import run as _run
 from nomoat.core import runs as _runs
 from nomoat.core.config import override
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from nomoat.doctor import Finding
     from nomoat.evaluate.bits import BitsPerByte
     from nomoat.evaluate.choice import ChoiceScore
+    from nomoat.evaluate.picture_page import PictureReport
     from nomoat.evaluate.surprise import Surprise
     from nomoat.sampling.tokens import SamplingOptions
     from nomoat.talk import Talk
@@ -50,8 +51,11 @@ def make(  # noqa: PLR0913 - what the user may say of one model; each is asked f
     seed: int = 0,
     watch: Watch | None = None,
     allow: str | None = None,
+    pictures: bool = False,
 ) -> Run:
     """Make a model from files within a budget, which is for the whole way from reading to the report.
+
+    Of pictures (PNG, JPEG, WebP, GIF, BMP, TIFF, npz; a folder or a zip) one that draws is made.
 
     Args:
         path: a file or folder of txt, md, code, html, csv, jsonl, parquet, also as .gz, .zst or in a .zip; None: the
@@ -64,6 +68,7 @@ def make(  # noqa: PLR0913 - what the user may say of one model; each is asked f
         seed: same seed, same model (on the same machine, for the same number of steps).
         watch: told what happens.
         allow: why it may be made although the licences of the files cannot be kept together; recorded.
+        pictures: take the files for pictures, whatever they look like; without a path: the procedural shapes world.
 
     Raises:
         ConfigError: a budget of nothing, or one that cannot be read.
@@ -73,6 +78,8 @@ def make(  # noqa: PLR0913 - what the user may say of one model; each is asked f
     """
     spending = Spending.of(budget, price_per_hour, watts)
     _checked(device)
+    if pictures or (path is not None and _is_pictures(path)):
+        return picturing.make_pictures(path, spending, licence, device, seed, watch, allow)
     return making.make(path, spending, licence, device, seed, watch, allow)
 
 
@@ -149,6 +156,7 @@ def resume(run: Run | Path | str, device: str = "auto", watch: Watch | None = No
         (making.is_made, making.made),
         (tuning.is_tuned, tuning.tuned),
         (distilling.is_distilled, distilling.ended),
+        (picturing.is_drawn, picturing.drawn),
     )
     ends = next((ends for did, ends in begun_by if did(opened)), making.trained)
     if opened.status == "done" and (ends is making.trained or opened.read_json("report.json")):
@@ -270,11 +278,11 @@ def evaluate(
     limit: int | None = None,
     device: str = "auto",
     watch: Watch | None = None,
-) -> BitsPerByte | ChoiceScore:
-    """Measure the model of a run.
+) -> BitsPerByte | ChoiceScore | PictureReport:
+    """Measure the model of a run; of one that draws, its report card.
 
     Args:
-        run: a run of a text model.
+        run: a run.
         what: None: the held-out part of its own data; a file or folder of text: bits per byte of that; a .jsonl or
             .csv of questions with options and answers, or a folder of such: how many answers are right.
         shots: examples before each question.
@@ -289,6 +297,8 @@ def evaluate(
     from nomoat.evaluate import bits, choice
 
     opened = Run.open(run)
+    if what is None and hasattr(opened.recipe.product, "size"):
+        return picturing.judged(opened, device, watch, limit or picturing.JUDGED)
     model: Any = load(opened, device, watch)
     tokenizer = spelling(opened)
     if what is not None and (task := task_of(Path(what), shots, watch)) is not None:
@@ -439,3 +449,9 @@ def _checked(device: str) -> Any:
     from nomoat.core.device import choose
 
     return choose(device)
+
+
+def _is_pictures(path: Path | str) -> bool:
+    from nomoat.data.picture_listing import is_pictures
+
+    return is_pictures(path)

@@ -74,7 +74,8 @@ def evaluate(output: Output, run: str, what: str | None, shots: str, limit: int 
 
     start = time.perf_counter()
     measured = verbs.evaluate(run, what, shots=int(shots), limit=limit, device=device, watch=output.event)
-    fields = {"run": Run.open(run).path.resolve(), **asdict(measured), "seconds": time.perf_counter() - start}
+    told = measured.as_json() if hasattr(measured, "as_json") else asdict(measured)
+    fields = {"run": Run.open(run).path.resolve(), **told, "seconds": time.perf_counter() - start}
     if "value" in fields:
         fields["bits_per_byte"] = fields.pop("value")
     output.result(fields, measured.as_text())

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("path", required=False, type=click.Path(exists=True))
+@click.option("--pictures", is_flag=True, help="A model that draws; without PATH: of the procedural shapes world.")
 @click.option("--from", "base", metavar="MODEL", help="Go on from this model: for files under about 20 MB.")
 @options.budget
 @options.licence
@@ -31,19 +32,21 @@ if TYPE_CHECKING:
 def make(output: Output, path: str | None, base: str | None, budget: str, **asked: Any) -> None:
     """Make a model from a file or folder, within a budget.
 
-    PATH holds txt, md, code, html, csv, jsonl or parquet, each also as .gz, .zst or in a .zip. Without PATH: the
-    modules of Python's standard library. The budget is for everything, from reading to the report.
+    PATH holds txt, md, code, html, csv, jsonl or parquet, each also as .gz, .zst or in a .zip; or pictures, of which a
+    model that draws is made. Without PATH: the modules of Python's standard library. The budget is for everything, from
+    reading to the report.
     """
     from nomoat import tuning, verbs
     from nomoat.making import Spending
 
-    if base is None and (text := tuning.proposal(path)):
+    if base is None and not asked["pictures"] and (text := tuning.proposal(path)):
         output.event({"kind": "warning", "text": text})
     with watching(output, f"nomoat make {path or ''}".rstrip() + f" · {budget}") as watch:
         if base is None:
             run = verbs.make(path, budget, watch=watch, **asked)
         else:
             spending = Spending.of(budget, asked.pop("price_per_hour"), asked.pop("watts"))
+            asked.pop("pictures")
             run = tuning.make_from(base, path, spending, watch=watch, **asked)
     ended(output, run)
 
@@ -126,6 +129,15 @@ def resume(output: Output, run: str, device: str) -> None:
     ended(output, resumed)
 
 
+WRITES = """  nomoat generate last "..."      text from it
+  nomoat surprise last FILE       the oddest lines of a file
+  nomoat evaluate last PATH       bits per byte on other text
+  nomoat runs                     all models so far"""
+DRAWS = """  nomoat draw last "..." --n 16   pictures from it
+  nomoat evaluate last            its report card once more
+  nomoat runs                     all models so far"""
+
+
 def ended(output: Output, run: Run) -> None:
     """The last words: the report or the figure, where the card is, and what to type next."""
     report = run.path / "report.txt"
@@ -138,9 +150,7 @@ Your model: {run.path}
 Its card:   {run.path / "card.md"}
 
 What to type next:
-  nomoat generate last "..."      text from it
-  nomoat surprise last FILE       the oddest lines of a file
-  nomoat evaluate last PATH       bits per byte on other text
-  nomoat runs                     all models so far"""
+"""
+    text += DRAWS if (run.path / "sheet.png").exists() else WRITES
     card = run.read_json("card.json") or {}
     output.result({"run": run.path.resolve(), "status": run.status, "card": card}, text.strip("\n"))

@@ -1,0 +1,269 @@
+"""From a folder of pictures, or the shapes world, and a budget to a model that draws, with its report card.
+
+    files -> Pictures | Shapes -> a few timed steps -> how large a network -> the loop, a sheet now and then
+          -> drawn by the held-out pictures' prompts -> judged -> report, contact sheet, card
+
+The budget is for the whole way: what reading took, and what the report will take, is left out of what training gets.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nomoat import making
+from nomoat.core.budget import Budget
+from nomoat.core.errors import DataError
+from nomoat.core.recipe import Recipe
+from nomoat.core.run import Run
+from nomoat.making import Spending
+from nomoat.sampling.drawing import Drawing
+
+if TYPE_CHECKING:
+    from nomoat.evaluate.picture_report import Prompts, Truth
+
+Watch = Callable[[Mapping[str, Any]], None]
+
+DRAW = "draw.json"
+"""What a run knows that was made of pictures; by this file it is known for one."""
+SHEET = "sheet.png"
+SIZES = ((96, 3, 3), (128, 4, 4), (192, 6, 6), (256, 8, 8), (384, 10, 6))
+"""Width, depth and heads of the networks that are chosen from."""
+WANTED_STEPS, BATCH = 3000, 32
+"""A diffusion model needs some thousand steps before its pictures are any good: the largest network that gets them."""
+TIMED = 1  # of SIZES: the others are reckoned from it by their operations
+RESERVE = 0.25, 240.0
+"""Of a budget, what is kept for the report: a share, and seconds at most."""
+JUDGED, LEARNED_FROM = 512, 2000
+"""Pictures drawn for the report, at most; and of an endless world, how many stand for those that were learned from."""
+GUIDANCE, STEPS = 2.0, 20
+
+
+def is_drawn(run: Run) -> bool:
+    """Whether `make_pictures` began this run, so that its end is a report on pictures."""
+    return (run.path / DRAW).exists()
+
+
+def make_pictures(
+    path: Path | str | None,
+    spending: Spending,
+    licence: str | None = None,
+    device: str = "auto",
+    seed: int = 0,
+    watch: Watch | None = None,
+    allow: str | None = None,
+) -> Run:
+    """Make a model that draws.
+
+    Args:
+        path: a folder or archive of pictures; None: the shapes world.
+        spending: the budget, for the whole way.
+        licence: SPDX id of all files; None: what stands beside them.
+        device: `auto`, `cpu`, `cuda` or `mps`.
+        seed: same seed, same model.
+        watch: told what happens.
+        allow: why it may be made although the licences cannot be kept together; recorded.
+
+    Raises:
+        DataError: no pictures, or too few.
+        RunError: licences that cannot be kept together.
+        StoppedError: Ctrl-C while training; `resume` goes on.
+    """
+    from nomoat.data.pictures import PictureFiles, choose_size
+    from nomoat.data.shapes import Shapes
+
+    if path is None:
+        data: Any = Shapes()
+    else:
+        data = PictureFiles(str(path), choose_size(path), licence).prepare(making.data_root(), watch)
+        if (rows := data.open().size) < 2:
+            raise DataError(f"there are too few pictures in {path}", f"{rows} to learn from", "add pictures")
+    whole = spending.budget.seconds(spending.budget.watts)
+    left = spending.left(min(RESERVE[0] * (whole or 0.0), RESERVE[1]))
+    recipe = sized(data, SIZES[TIMED], spending.budget, seed)
+    if watch is not None:
+        watch({"kind": "phase", "phase": "planning", "detail": "timing a few steps"})
+    pace = _seconds_a_step(recipe)
+    recipe = sized(data, _affordable(recipe, pace, left, spending.budget), spending.budget, seed)
+    if whole is not None and left is not None:
+        left = spending.left(min(RESERVE[0] * whole, RESERVE[1])) or left
+        recipe = replace(recipe, budget=replace(spending.budget, amount=spending.budget.amount * left / whole))
+    run = making.started("shapes" if path is None else Path(path).resolve().name, recipe, None, watch, allow)
+    spending.state(run)
+    run.write_json(DRAW, {"guidance": GUIDANCE if recipe.family.tells else 1.0, "steps": STEPS})
+    return drawn(run, device, watch, spending.began)
+
+
+def sized(data: Any, size: tuple[int, int, int], budget: Budget, seed: int) -> Recipe:
+    """The recipe of a network of this width, depth and heads."""
+    from nomoat.families.diffusion import Diffusion
+    from nomoat.nn.backbone import Backbone
+    from nomoat.nn.dialect import OURS
+
+    width, depth, heads = size
+    words = data.words()
+    trunk = Backbone(width, depth, heads, causal=False, dialect=replace(OURS, rope_base=100.0))
+    family = Diffusion(
+        size=data.size,
+        channels=getattr(data, "channels", 3),
+        patch=4 if data.size <= 32 else 8,
+        trunk=trunk,
+        vocab_size=words.vocab_size if words else 0,
+        caption_length=data.caption_length,
+        classes=0 if words else len(data.classes),
+    )
+    about = f"Pictures of {data.size} pixels by flow matching, width {width}, depth {depth}."
+    return Recipe(about, family, data, budget, batch_size=BATCH, seed=seed, ema=0.998)
+
+
+def _seconds_a_step(recipe: Recipe) -> float:
+    """Seconds of one training step, the least of three."""
+    import torch
+
+    family: Any = recipe.family.build({})
+    batch = next(iter(recipe.data.stream(family, recipe.batch_size, 0)))
+    took = []
+    for number in range(4):
+        began = time.perf_counter()
+        loss = family.loss(family.draw(batch, torch.Generator().manual_seed(number)))
+        (loss.total / loss.count).backward()
+        took.append(time.perf_counter() - began)
+    return min(took[1:])
+
+
+def _affordable(recipe: Recipe, pace: float, left: float | None, budget: Budget) -> tuple[int, int, int]:
+    """The largest size that takes `WANTED_STEPS` in the time; of a budget in steps or tokens the middle one."""
+    if left is None:
+        return SIZES[2]
+    positions = (recipe.family.size // recipe.family.patch) ** 2
+    unit = recipe.family.trunk.flops_per_token(positions)
+    best = SIZES[0]
+    for size in SIZES:
+        trunk = sized(recipe.data, size, budget, 0).family.trunk
+        if WANTED_STEPS * pace * trunk.flops_per_token(positions) / unit <= left:
+            best = size
+    return best
+
+
+def drawn(run: Run, device: str, watch: Watch | None, began: float | None = None) -> Run:
+    """Train a run to its end, then judge what it draws in report.txt, report.json, sheet.png and the card."""
+    making.trained(run, device, watch)
+    report = judged(run, device, watch)
+    return making.reported(run, report, began)
+
+
+def judged(run: Run, device: str = "auto", watch: Watch | None = None, most: int = JUDGED) -> Any:
+    """The report card of a run that draws, on the prompts of held-out pictures; its contact sheet is written too.
+
+    Raises:
+        DataError: its data is gone, or has too few held-out pictures.
+    """
+    import torch
+
+    from nomoat.core.device import choose
+    from nomoat.core.run import load
+    from nomoat.evaluate.contact import sheet
+    from nomoat.evaluate.picture_report import picture_report
+
+    known = run.read_json(DRAW) or {"guidance": 1.0, "steps": STEPS}
+    place, family = choose(device), load(run)
+    family = family.to(place)
+    drawing = Drawing(steps=known["steps"], guidance=known["guidance"])
+    groups, truth, captions, reader = _material(run.recipe.data, most)
+
+    def draw(prompts: Any) -> Any:
+        placed = {
+            name: value.to(place) if isinstance(value, torch.Tensor) else value for name, value in prompts.items()
+        }
+        with torch.no_grad():
+            return family.generate(placed, drawing, torch.Generator())["image"].float().cpu()  # type: ignore[operator]
+
+    report = picture_report(draw, groups, truth, reader, watch=watch)
+    shown = report.drawn_NCYX[:36]
+    sheet(shown, captions[: len(shown)]).save(run.path / SHEET)
+    return report
+
+
+def _material(data: Any, most: int) -> tuple[list[Prompts], Truth, list[str], Any]:
+    """Prompts to draw from, real pictures to hold against, captions of the first group, and who reads pictures."""
+    return _of_shapes(data, most) if not data.paths else _of_files(data, most)
+
+
+def _of_shapes(data: Any, most: int) -> tuple[list[Prompts], Truth, list[str], Any]:
+    from nomoat.evaluate.picture_report import Prompts, Truth
+    from nomoat.evaluate.shapes import read
+
+    groups, first = [], None
+    for name, split in (("combinations like those seen", data.split), ("combinations never seen", "pair")):
+        made = replace(data, split=split).asked(range(most))
+        asked = [_attributes(scene) for scene in made.scenes] if data.objects == 1 else []
+        image = made.batch["image"]
+        groups.append(Prompts(name, _told(made.batch), most, asked, made.batch["label"], image))
+        first = first or made
+    assert first is not None
+    trained = data.shown(range(LEARNED_FROM), 0)
+    lines = [{"source": "the shapes world", "licence": "CC0-1.0", "author": "nomoat"}] * LEARNED_FROM
+    training = list(zip(trained.batch["image"], lines, strict=True))
+    truth = Truth(first.batch["image"], training, first.batch["label"], trained.batch["label"], data.classes)
+
+    def reader(image_CYX: Any) -> Mapping[str, Any]:
+        [reading] = read(image_CYX[None])
+        if len(reading.things) != 1:
+            return dict.fromkeys(ATTRIBUTES)
+        return {name: getattr(reading.things[0], name) for name in ATTRIBUTES}
+
+    return groups, truth, first.captions, reader
+
+
+ATTRIBUTES = ("shape", "colour", "size", "texture")
+
+
+def _attributes(scene: Any) -> dict[str, str]:
+    return {name: getattr(scene.things[0], name) for name in ATTRIBUTES}
+
+
+def _of_files(data: Any, most: int) -> tuple[list[Prompts], Truth, list[str], Any]:
+    import numpy as np
+
+    from nomoat.evaluate.picture_report import Prompts, Truth
+
+    held, training = (data.open(split) for split in ("heldout", "train"))
+    items = np.linspace(0, held.size - 1, min(most, held.size)).round().astype(np.int64)
+    batch = held.batch(items, items)
+    prompts = Prompts("the held-out pictures' own", _told(batch), len(items), (), batch.get("label"))
+    whole = training.batch(np.arange(training.size), np.arange(training.size)) if "label" in batch else {}
+    truth = Truth(batch["image"], _Learned(training), batch.get("label"), whole.get("label"), data.classes)
+    words = data.words()
+    captions = (
+        [
+            words.decode(ids[there])
+            for ids, there in zip(batch["caption"].numpy(), batch["caption_mask"].numpy(), strict=True)
+        ]
+        if words and "caption" in batch
+        else [""] * len(items)
+    )
+    return [prompts], truth, captions if any(captions) else [], None
+
+
+def _told(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """What a model that draws may be told of held-out pictures."""
+    return {name: batch[name] for name in ("caption", "caption_mask", "label", "hint", "index") if name in batch}
+
+
+@dataclass(frozen=True)
+class _Learned(Sequence[Any]):
+    """The training pictures with their ledger lines, read one by one."""
+
+    rows: Any
+
+    def __len__(self) -> int:
+        return int(self.rows.size)
+
+    def __getitem__(self, number: Any) -> Any:
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        lines = self.__dict__.setdefault("lines", self.rows.ledger().to_pylist())
+        return self.rows.batch([number], [number])["image"][0], lines[number]
