@@ -39,7 +39,8 @@ RESERVE = 0.25, 240.0
 """Of a budget, what is kept for the report: a share, and seconds at most."""
 JUDGED, LEARNED_FROM = 512, 2000
 """Pictures drawn for the report, at most; and of an endless world, how many stand for those that were learned from."""
-GUIDANCE, STEPS = 2.0, 20
+GUIDANCE, STEPS, SHOWN = 2.0, 20, 36
+"""How the report draws; pictures on its sheet."""
 
 
 def is_drawn(run: Run) -> bool:
@@ -151,8 +152,17 @@ def _affordable(recipe: Recipe, pace: float, left: float | None, budget: Budget)
 def drawn(run: Run, device: str, watch: Watch | None, began: float | None = None) -> Run:
     """Train a run to its end, then judge what it draws in report.txt, report.json, sheet.png and the card."""
     making.trained(run, device, watch)
-    report = judged(run, device, watch)
-    return making.reported(run, report, began)
+    try:
+        return making.reported(run, judged(run, device, watch), began)
+    except DataError as few:  # a model of thirty pictures is a model all the same
+        from nomoat import card
+
+        text = f"No report: {few.what} ({few.why})."
+        run.note("warning", step=0, text=text)
+        card.write(run)
+        if watch is not None:
+            watch({"kind": "warning", "text": text})
+        return run
 
 
 def judged(run: Run, device: str = "auto", watch: Watch | None = None, most: int = JUDGED) -> Any:
@@ -169,8 +179,8 @@ def judged(run: Run, device: str = "auto", watch: Watch | None = None, most: int
     from nomoat.evaluate.picture_report import picture_report
 
     known = run.read_json(DRAW) or {"guidance": 1.0, "steps": STEPS}
-    place, family = choose(device), load(run)
-    family = family.to(place)
+    place = choose(device)
+    family: Any = load(run).to(place)
     drawing = Drawing(steps=known["steps"], guidance=known["guidance"])
     groups, truth, captions, reader = _material(run.recipe.data, most)
 
@@ -181,10 +191,9 @@ def judged(run: Run, device: str = "auto", watch: Watch | None = None, most: int
         with torch.no_grad():
             return family.generate(placed, drawing, torch.Generator())["image"].float().cpu()  # type: ignore[operator]
 
-    report = picture_report(draw, groups, truth, reader, watch=watch)
-    shown = report.drawn_NCYX[:36]
-    sheet(shown, captions[: len(shown)]).save(run.path / SHEET)
-    return report
+    few = {name: value[:SHOWN] for name, value in groups[0].batch.items()}
+    sheet(draw({**few, "first": 0}), captions[:SHOWN]).save(run.path / SHEET)
+    return picture_report(draw, groups, truth, reader, watch=watch)
 
 
 def _material(data: Any, most: int) -> tuple[list[Prompts], Truth, list[str], Any]:
@@ -236,16 +245,16 @@ def _of_files(data: Any, most: int) -> tuple[list[Prompts], Truth, list[str], An
     prompts = Prompts("the held-out pictures' own", _told(batch), len(items), (), batch.get("label"))
     whole = training.batch(np.arange(training.size), np.arange(training.size)) if "label" in batch else {}
     truth = Truth(batch["image"], _Learned(training), batch.get("label"), whole.get("label"), data.classes)
-    words = data.words()
-    captions = (
-        [
-            words.decode(ids[there])
-            for ids, there in zip(batch["caption"].numpy(), batch["caption_mask"].numpy(), strict=True)
-        ]
-        if words and "caption" in batch
-        else [""] * len(items)
-    )
+    captions = _captions(data.words(), batch)
     return [prompts], truth, captions if any(captions) else [], None
+
+
+def _captions(words: Any, batch: Mapping[str, Any]) -> list[str]:
+    """What the pictures of a batch are called; nothing where nobody has said."""
+    if words is None or "caption" not in batch:
+        return []
+    rows = zip(batch["caption"].numpy(), batch["caption_mask"].numpy(), strict=True)
+    return [words.decode(ids_M[there_M]) for ids_M, there_M in rows]
 
 
 def _told(batch: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,81 @@
+"""make for pictures: from a folder, or from nothing, to a model that draws, a sheet and a report card."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from drawings import drawings
+from PIL import Image
+
+from nomoat import picturing, verbs
+from nomoat.cli import main
+from nomoat.evaluate import picture_report
+from nomoat.making import Spending
+
+
+@pytest.fixture(autouse=True)
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NOMOAT_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setattr(picturing, "SIZES", ((32, 1, 2), (32, 2, 2), (32, 2, 2)))
+    monkeypatch.setattr(picturing, "TIMED", 0)
+    monkeypatch.setattr(picturing, "BATCH", 8)
+    monkeypatch.setattr(picturing, "JUDGED", 64)
+    monkeypatch.setattr(picturing, "LEARNED_FROM", 160)
+    monkeypatch.setattr(picturing, "STEPS", 2)
+
+
+def seen(run: Any) -> dict[str, Any]:
+    report = run.read_json("report.json")
+    for name in ("report.txt", "card.md", "sheet.png", "tokenizer.json", "draw.json"):
+        assert (run.path / name).exists(), name
+    assert Image.open(run.path / picturing.SHEET).size[0] > 100
+    return report
+
+
+@pytest.mark.slow
+def test_the_shapes_world_needs_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["make", "--pictures", "--budget", "3steps", "--json"]) == 0
+    last = json.loads(capfd.readouterr().out.splitlines()[-1])
+    run = verbs.Run.open(last["run"])
+    report = seen(run)
+    assert [group["name"] for group in report["conditions"]] == [
+        "combinations like those seen",
+        "combinations never seen",
+    ]
+    assert run.read_json("classes.json")[0] and list((run.path / "samples").glob("*.png"))
+    assert main(["draw", run.name, "a red circle", "--steps", "2", "--out", str(run.path / "drawn")]) == 0
+    capfd.readouterr()
+    assert main(["draw", run.name, "a red hippo", "--out", str(run.path / "drawn")]) == 1
+    assert "hippo" in capfd.readouterr().err
+    assert main(["evaluate", run.name, "--limit", "64"]) == 0
+    assert verbs.resume(run).status == "done"
+
+
+@pytest.mark.slow
+def test_a_folder_of_pictures(tmp_path: Path) -> None:
+    folder = drawings(tmp_path / "pictures", 400)
+    run = verbs.make(folder, "3steps")
+    seen(run)
+    assert "Data and licences" in (run.path / "card.md").read_text()
+
+
+@pytest.mark.slow
+def test_few_pictures_make_a_model_without_a_report(tmp_path: Path) -> None:
+    told: list[Any] = []
+    run = verbs.make(drawings(tmp_path / "pictures", 12), "2steps", watch=told.append)
+    assert run.status == "done" and (run.path / "card.md").exists() and not (run.path / "report.txt").exists()
+    assert any("too few for a report" in str(event.get("text")) for event in told)
+
+
+def test_the_network_is_the_largest_that_gets_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    from nomoat.data.shapes import Shapes
+
+    monkeypatch.setattr(picturing, "SIZES", ((32, 1, 2), (64, 2, 2), (128, 4, 2)))
+    spending = Spending.of("1h")
+    recipe = picturing.sized(Shapes(), picturing.SIZES[0], spending.budget, 0)
+    for pace, size in ((1e-4, 2), (10.0, 0)):
+        assert picturing._affordable(recipe, pace, 3600.0, spending.budget) == picturing.SIZES[size]
+    assert picture_report.picture_report is not None
