@@ -39,6 +39,8 @@ RESERVE = 0.25, 240.0
 """Of a budget, what is kept for the report: a share, and seconds at most."""
 JUDGED, LEARNED_FROM = 512, 2000
 """Pictures drawn for the report, at most; and of an endless world, how many stand for those that were learned from."""
+LEAST_JUDGED, DRAWING = 64, 0.4
+"""At least so many; of what is kept for the report, the share that drawing may take."""
 GUIDANCE, STEPS, SHOWN = 2.0, 20, 36
 """How the report draws; pictures on its sheet."""
 
@@ -94,7 +96,8 @@ def make_pictures(
         recipe = replace(recipe, budget=replace(spending.budget, amount=spending.budget.amount * left / whole))
     run = making.started("shapes" if path is None else Path(path).resolve().name, recipe, None, watch, allow)
     spending.state(run)
-    run.write_json(DRAW, {"guidance": GUIDANCE if recipe.family.tells else 1.0, "steps": STEPS})
+    known = {"guidance": GUIDANCE if recipe.family.tells else 1.0, "steps": STEPS}
+    run.write_json(DRAW, {**known, "seconds": None if whole is None else min(RESERVE[0] * whole, RESERVE[1])})
     return drawn(run, device, watch, spending.began)
 
 
@@ -165,8 +168,14 @@ def drawn(run: Run, device: str, watch: Watch | None, began: float | None = None
         return run
 
 
-def judged(run: Run, device: str = "auto", watch: Watch | None = None, most: int = JUDGED) -> Any:
+def judged(run: Run, device: str = "auto", watch: Watch | None = None, most: int | None = None) -> Any:
     """The report card of a run that draws, on the prompts of held-out pictures; its contact sheet is written too.
+
+    Args:
+        run: trained.
+        device: where it draws.
+        watch: told what happens.
+        most: pictures that are drawn of each kind; None: `JUDGED`, or as many as there was time kept for.
 
     Raises:
         DataError: its data is gone, or has too few held-out pictures.
@@ -182,7 +191,7 @@ def judged(run: Run, device: str = "auto", watch: Watch | None = None, most: int
     place = choose(device)
     family: Any = load(run).to(place)
     drawing = Drawing(steps=known["steps"], guidance=known["guidance"])
-    groups, truth, captions, reader = _material(run.recipe.data, most)
+    groups, truth, captions, reader = _material(run.recipe.data, SHOWN)
 
     def draw(prompts: Any) -> Any:
         placed = {
@@ -191,8 +200,13 @@ def judged(run: Run, device: str = "auto", watch: Watch | None = None, most: int
         with torch.no_grad():
             return family.generate(placed, drawing, torch.Generator())["image"].float().cpu()  # type: ignore[operator]
 
-    few = {name: value[:SHOWN] for name, value in groups[0].batch.items()}
-    sheet(draw({**few, "first": 0}), captions[:SHOWN]).save(run.path / SHEET)
+    began = time.perf_counter()
+    sheet(draw({**groups[0].batch, "first": 0}), captions).save(run.path / SHEET)
+    pace = (time.perf_counter() - began) / groups[0].count * len(groups)
+    if most is None:
+        kept = known.get("seconds")
+        most = JUDGED if kept is None else max(LEAST_JUDGED, min(JUDGED, int(DRAWING * kept / pace)))
+    groups, truth, _, reader = _material(run.recipe.data, most)
     return picture_report(draw, groups, truth, reader, watch=watch)
 
 

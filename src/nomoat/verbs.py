@@ -298,7 +298,7 @@ def evaluate(
 
     opened = Run.open(run)
     if what is None and hasattr(opened.recipe.product, "size"):
-        return picturing.judged(opened, device, watch, limit or picturing.JUDGED)
+        return picturing.judged(opened, device, watch, limit)
     model: Any = load(opened, device, watch)
     tokenizer = spelling(opened)
     if what is not None and (task := task_of(Path(what), shots, watch)) is not None:
