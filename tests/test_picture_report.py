@@ -106,7 +106,7 @@ def test_every_row_is_there(honest):
     assert data["memorised"]["pairs"][0]["licence"] == "CC0-1.0" and data["limits"]
     assert data["conditions"][0]["real"]["joint"]["value"] == 1
     assert {"phase", "drawn", "features", "classifier", "memorised"} <= {event["kind"] for event in events}
-    assert found.seconds.low <= found.seconds.value <= found.seconds.high
+    assert found.pictures_per_second.low <= found.pictures_per_second.value <= found.pictures_per_second.high
 
 
 def test_honest_pictures_are_not_told_from_real_ones(honest):
@@ -143,10 +143,11 @@ def test_without_the_judge_the_own_net_judges_and_says_so(monkeypatch):
         raise ConfigError("the judge of pictures is not installed (x)", "why", "pip install 'nomoat[judge]'")
 
     monkeypatch.setattr(module, "judge", absent)
-    bare = Truth(HELD_OUT[:40], TRUTH.training[:80])
+    grey, _ = drawings(120, seed=6, channels=1)
+    bare = Truth(grey[:40], [(image_CYX, None) for image_CYX in grey[40:]])
     prompts = Prompts("any", {"index": torch.arange(40)}, 40)
     found = picture_report(
-        lambda batch: drawings(len(batch["index"]), seed=5)[0], [prompts], bare, None, Judging(steps=3)
+        lambda batch: drawings(len(batch["index"]), 5, 16, 1)[0], [prompts], bare, None, Judging(steps=3)
     )
     assert [one.features for one in found.distances] == ["own"] and found.memorised.features == "own"
     text = found.as_text()

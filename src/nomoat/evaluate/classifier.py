@@ -122,7 +122,7 @@ def train(
     device = device or image_NCYX.device
     image_NCYX = small(image_NCYX)
     net = Net(image_NCYX.shape[1], classes if label_N is not None else TURNS, seed)
-    net = net.to(device, memory_format=torch.channels_last).train()
+    net = net.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(net.parameters(), lr=RATE, weight_decay=0.05)
     order_M = _order(len(image_NCYX), steps * ROWS, seed)
     for step in range(steps):

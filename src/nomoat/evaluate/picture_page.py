@@ -16,6 +16,7 @@ from nomoat.evaluate.condition import Agreed, Condition
 from nomoat.evaluate.distances import Distance, Distances
 from nomoat.evaluate.figure import Figure, plain
 from nomoat.evaluate.memorised import COPY, Memorised
+from nomoat.evaluate.report import escaped
 from nomoat.evaluate.surprise import printable
 
 DRAWN, FLOOR, NOISE, MEAN = "drawn", "other real", "real + noise", "mean picture"
@@ -31,7 +32,7 @@ class PictureReport:
     Args:
         drawn, held_out, training: pictures of each kind.
         size: columns and rows of a picture.
-        seconds: pictures drawn a second.
+        pictures_per_second: drawn.
         distances: one table a network, the fixed judge's first where it is installed.
         memorised: the search for copies.
         accuracy: classifier accuracy; None: no classes.
@@ -44,7 +45,7 @@ class PictureReport:
     held_out: int
     training: int
     size: tuple[int, int]
-    seconds: Figure
+    pictures_per_second: Figure
     distances: tuple[Distances, ...]
     memorised: Memorised
     accuracy: AccuracyScore | None
@@ -79,13 +80,13 @@ class PictureReport:
         """For the card."""
         parts = ["## What have I got?", "", self.verdict]
         for title, rows in self._tables(everything=True):
-            parts += ["", f"{_escaped(title)}:", ""]
+            parts += ["", f"{escaped(title)}:", ""]
             for number, row in enumerate(rows):
-                parts.append(f"| {' | '.join(map(_escaped, row))} |")
+                parts.append(f"| {' | '.join(map(escaped, row))} |")
                 parts += [] if number else ["|---" * len(row) + "|"]
         parts += ["", "## Nearest training pictures", "", self._pairs_title(), ""]
         parts += [f"    {line}" for line in self._pairs()]
-        return "\n".join([*parts, *(line for note in self.notes for line in ("", _escaped(note)))]) + "\n"
+        return "\n".join([*parts, *(line for note in self.notes for line in ("", escaped(note)))]) + "\n"
 
     def as_json(self) -> dict[str, Any]:
         """As plain values; null where a figure does not exist."""
@@ -109,7 +110,7 @@ class PictureReport:
             yield _accuracy_table(self.accuracy)
         for one in self.conditions:
             yield f"What was asked for: {one.name}, {one.count:,} pictures", _condition_rows(one)
-        speed = [("", "drawn (95 %)"), ("pictures a second", self.seconds.shown(".3g"))]
+        speed: list[Row] = [("", "drawn (95 %)"), ("pictures a second", self.pictures_per_second.shown(".3g"))]
         yield f"Speed, at {self.size[0]} x {self.size[1]} pixels", speed
 
     def _pairs_title(self) -> str:
@@ -224,8 +225,3 @@ def _aligned(rows: list[Row]) -> list[str]:
     return [
         "  " + "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     ]
-
-
-def _escaped(text: str) -> str:
-    """Text as Markdown shows it unchanged."""
-    return "".join(f"\\{symbol}" if symbol in "\\`*_[]<>#|" else symbol for symbol in printable(text))

@@ -153,7 +153,7 @@ def picture_report(
         held_out=len(held_out_NCYX),
         training=len(truth.training),
         size=(held_out_NCYX.shape[3], held_out_NCYX.shape[2]),
-        seconds=speed,
+        pictures_per_second=speed,
         distances=distances,
         memorised=copied,
         accuracy=_accuracy(drawn[0], groups[0], truth, judging, notes, tell),

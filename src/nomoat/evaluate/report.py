@@ -96,7 +96,7 @@ class Report:
             parts += ["", f"{number}. `{printable(passage.where).replace('`', '')}`"]
             for name, text in (("Read", passage.prompt), ("Wrote", passage.written), ("The truth", passage.truth)):
                 parts += ["", f"    {name}:", "", *_indented(text, "        ")]
-            parts += ["", f"    {_escaped(passage.origin)}"]
+            parts += ["", f"    {escaped(passage.origin)}"]
         parts += ["", "## The oddest lines of the held-out files", ""]
         for line in self.oddest:
             parts += _indented(line.as_text(), "    ")
@@ -206,6 +206,6 @@ def _indented(text: str, before: str) -> list[str]:
     return [(before + printable(line)).rstrip() for line in text.split("\n")]
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     """Text as Markdown shows it unchanged."""
     return "".join(f"\\{symbol}" if symbol in "\\`*_[]<>#|" else symbol for symbol in printable(text))
