@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 import nomoat.families
 from nomoat.core.family import ROLES, Family
 from nomoat.core.recipe import find, listing
+from nomoat.nn.backbone import Backbone
 
 FOLDER = Path(nomoat.families.__file__).parent
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "__init__")
@@ -42,6 +43,15 @@ def shrunk(config):
     return replace(config, vocab_size=17, context_length=8, backbone=small)
 
 
+def smaller(config):
+    """The same of a family of pictures with a trunk."""
+    if isinstance(config.trunk, Backbone):
+        trunk = replace(config.trunk, width=32, depth=2, heads=2)
+    else:
+        trunk = replace(config.trunk, widths=(16, 32), heads=2)
+    return replace(config, size=8, patch=4, trunk=trunk, vocab_size=17, caption_length=5, caption_depth=1)
+
+
 TINY = [pytest.param(config.tiny(), id=f"{name}.{config.__name__}") for name in NAMES for config in configs(name)]
 CHOICES = {
     (mixers, dialect): pytest.param(shrunk(recipe.family), id=listed.name)
@@ -50,8 +60,14 @@ CHOICES = {
     for mixers, dialect in [(recipe.family.backbone.mixers, recipe.family.backbone.dialect)]
 }
 
+PICTURES = [
+    pytest.param(smaller(recipe.family), id=listed.name)
+    for listed in listing()
+    if hasattr((recipe := find(listed.name)).family, "trunk")
+]
 
-@pytest.fixture(params=[*TINY, *CHOICES.values()])
+
+@pytest.fixture(params=[*TINY, *CHOICES.values(), *PICTURES])
 def family(request) -> Family:
     torch.manual_seed(0)
     return request.param.build({})

@@ -84,7 +84,7 @@ def settings(recipe: Recipe, family: Family, device: torch.device, batch: Batch,
     """
     per_process = max(1, rows_of(batch) // recipe.processes)
     guess = min(per_process, recipe.micro_batch or per_process)
-    length = max(1, tokens_in(batch) // rows_of(batch))
+    length = family.positions_a_sample or max(1, tokens_in(batch) // rows_of(batch))
     torch.set_num_threads(decisions.take("threads", lambda: _threads(family, device, guess * length)))
     precision = decisions.take("precision", lambda: _precision(recipe, family, device, guess * length))
     dtype = decisions.take("muon_dtype", lambda: _muon_dtype(recipe, family, device))

@@ -1,0 +1,151 @@
+"""A small UNet: the trunk that diffusion began with, kept as the baseline of the transformer.
+
+    image_BCYX -> convolution -> [block -> skip, halve the sides] x levels -> one layer of attention at the smallest
+        -> [double the sides, join the skip -> block] x levels -> norm -> convolution -> image_BCYX
+
+Ronneberger et al. 2015, arXiv:1505.04597; Ho et al. 2020, arXiv:2006.11239; the condition shifts and scales after each
+block's second norm and closes its output at first (Dhariwal and Nichol 2021, arXiv:2105.05233). The attention is a
+layer of the shared backbone, with the same ports.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nomoat.core.errors import ConfigError
+from nomoat.core.types import Ports
+from nomoat.nn.backbone import Backbone
+from nomoat.nn.derive import forward_mode
+
+GROUPS = 8
+
+
+@dataclass(frozen=True)
+class UNet:
+    """A UNet by its widths; stands where a Backbone may.
+
+    Args:
+        widths: channels at each level, from the full size down; multiples of 8.
+        blocks: residual blocks a level, on each way.
+        depth: layers of attention at the smallest level.
+        heads: of the attention.
+    """
+
+    widths: tuple[int, ...] = (32, 64, 128)
+    blocks: int = 1
+    depth: int = 1
+    heads: int = 4
+
+    def __post_init__(self) -> None:
+        if not self.widths or any(width < 1 or width % GROUPS for width in self.widths):
+            raise ConfigError(f"widths {self.widths} cannot be normed in groups", fix=f"use multiples of {GROUPS}")
+        if self.blocks < 1:
+            raise ConfigError(f"{self.blocks} blocks a level compute nothing", fix="use at least 1")
+        self.attention  # noqa: B018  says what is wrong with it
+
+    @property
+    def width(self) -> int:
+        """Numbers of the condition vector and of the context."""
+        return self.widths[-1]
+
+    @property
+    def attention(self) -> Backbone:
+        """The layers at the smallest level."""
+        return Backbone(self.width, self.depth, self.heads, causal=False, position_axes=2, cond_width=self.width)
+
+
+class Block(nn.Module):
+    """x + conv(SiLU(norm(conv(SiLU(norm(x)))) (1 + scale) + shift)); the last convolution starts at zero."""
+
+    def __init__(self, inputs: int, outputs: int, cond_width: int) -> None:
+        super().__init__()
+        self.norm_1, self.norm_2 = nn.GroupNorm(GROUPS, inputs), nn.GroupNorm(GROUPS, outputs)
+        self.conv_1 = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.conv_2 = nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.cond = nn.Linear(cond_width, 2 * outputs)
+        self.skip = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1)
+        for weight in (self.conv_2.weight, self.conv_2.bias, self.cond.weight, self.cond.bias):
+            assert weight is not None
+            nn.init.zeros_(weight)
+
+    def forward(self, x_BCYX: Tensor, cond_BD: Tensor) -> Tensor:
+        """[B, C, Y, X] to the other number of channels; `cond_BD` after its SiLU."""
+        scale_BC11, shift_BC11 = self.cond(cond_BD)[..., None, None].chunk(2, dim=1)
+        y_BCYX = self.norm_2(self.conv_1(F.silu(self.norm_1(x_BCYX))))
+        y_BCYX = self.conv_2(F.silu(torch.addcmul(shift_BC11, y_BCYX, 1 + scale_BC11)))
+        return self.skip(x_BCYX) + y_BCYX
+
+
+class Blocks(nn.Module):
+    """Several blocks of one level."""
+
+    def __init__(self, inputs: int, outputs: int, count: int, cond_width: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(outputs if place else inputs, outputs, cond_width) for place in range(count))
+
+    def forward(self, x_BCYX: Tensor, cond_BD: Tensor) -> Tensor:
+        """[B, C, Y, X] to the other number of channels."""
+        for block in self.blocks:
+            x_BCYX = block(x_BCYX, cond_BD)
+        return x_BCYX
+
+
+class UNetTrunk(nn.Module):
+    """See the module's first lines. Its output is zero at first; any sides, also odd ones.
+
+    Args:
+        config: the widths.
+        channels: of the picture that comes in, and of the one that goes out.
+        context: whether there is a sequence to attend to.
+    """
+
+    def __init__(self, config: UNet, channels: tuple[int, int], context: bool = False) -> None:
+        super().__init__()
+        widths, cond = config.widths, config.width
+        self.first = nn.Conv2d(channels[0], widths[0], 3, padding=1)
+        self.down = nn.ModuleList(Blocks(width, width, config.blocks, cond) for width in widths)
+        self.halve = nn.ModuleList(nn.Conv2d(*pair, 3, stride=2, padding=1) for pair in pairwise(widths))
+        self.stack = replace(config.attention, context_width=cond if context else 0).build()
+        below = reversed((*widths[1:], widths[-1]))
+        joined = zip(below, reversed(widths), strict=True)
+        self.up = nn.ModuleList(Blocks(deep + width, width, config.blocks, cond) for deep, width in joined)
+        self.norm, self.last = nn.GroupNorm(GROUPS, widths[0]), nn.Conv2d(widths[0], channels[1], 3, padding=1)
+        nn.init.zeros_(self.last.weight)
+        assert self.last.bias is not None
+        nn.init.zeros_(self.last.bias)
+
+    def forward(self, image_BCYX: Tensor, ports: Ports) -> Tensor:
+        """[B, C, Y, X] to the other number of channels."""
+        if ports.residuals is not None or ports.want:
+            raise ConfigError("a UNet takes no residuals and gives no layers", fix="use a Backbone as the trunk")
+        assert ports.cond_BD is not None
+        cond_BD, skips = F.silu(ports.cond_BD), []
+        # The group norm's forward derivative cannot read channels that lie last, as convolutions like them.
+        layout = torch.contiguous_format if forward_mode((image_BCYX,)) else torch.channels_last
+        x_BCYX = self.first(image_BCYX.contiguous(memory_format=layout))
+        for level, blocks in enumerate(self.down):
+            x_BCYX = blocks(x_BCYX, cond_BD)
+            skips.append(x_BCYX)
+            if level < len(self.halve):
+                x_BCYX = self.halve[level](x_BCYX)
+        x_BCYX = self._attend(x_BCYX, ports)
+        for blocks, skip_BCYX in zip(self.up, reversed(skips), strict=True):
+            if x_BCYX.shape[2:] != skip_BCYX.shape[2:]:
+                x_BCYX = F.interpolate(x_BCYX, size=skip_BCYX.shape[2:], mode="nearest")
+            x_BCYX = blocks(torch.cat((x_BCYX, skip_BCYX), dim=1), cond_BD)
+        return self.last(F.silu(self.norm(x_BCYX)))
+
+    def _attend(self, x_BCYX: Tensor, ports: Ports) -> Tensor:
+        """One picture's smallest level as tokens through the stack, added to what it was."""
+        rows, columns = x_BCYX.shape[2:]
+        device = x_BCYX.device
+        grid = torch.cartesian_prod(torch.arange(rows, device=device), torch.arange(columns, device=device))
+        kernel = "plain" if forward_mode((x_BCYX,)) else None
+        x_BLD = x_BCYX.flatten(2).transpose(1, 2)
+        y_BLD = self.stack(x_BLD, grid.expand(len(x_BCYX), -1, -1), ports, kernel=kernel).x_BLD
+        return x_BCYX + y_BLD.transpose(1, 2).unflatten(2, (rows, columns))
