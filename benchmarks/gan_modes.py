@@ -3,8 +3,8 @@
     python benchmarks/gan_modes.py [--minutes 30] [--case r3gan_conv ...] [--samples 25600] [--out FOLDER]
     (to try it: --minutes 0.2 --samples 2560 --reader-steps 200 --results /tmp/modes.json)
 
-Cases: minimax (algorithm 1 of Goodfellow et al. 2014), nonsaturating (what it advises in its place) and r3gan, each with
-a convolutional pair and a pair of transformers. Minimax and nonsaturating get the optimizer of Radford et al. 2016
+Cases: minimax (algorithm 1 of Goodfellow et al. 2014), nonsaturating (what it advises in its place) and r3gan, each
+with a convolutional pair and a pair of transformers. Minimax and nonsaturating get the optimizer of Radford et al. 2016
 (Adam, 2e-4, betas 0.5 and 0.999), r3gan no momentum. Trained by the ordinary loop on nine tenths of `mnist10k`; the
 slow copy draws. The reader is trained on the same digits first, outside of the time, and must be right on 98 % of those
 held out. Real pictures are counted beside, as the floor of the divergence. Results are merged into
@@ -48,6 +48,7 @@ PAIRS = {
 USUAL = Optimizer("adamw", adam_learning_rate=2e-4, betas=(0.5, 0.999), weight_decay=0.0, clip=0.0, warmdown=0.3)
 STILL = Optimizer("adamw", adam_learning_rate=5e-4, betas=(0.0, 0.99), weight_decay=0.0, clip=0.0, warmdown=0.3)
 OPTIMIZERS = {"minimax": USUAL, "nonsaturating": USUAL, "r3gan": STILL}
+LAST = ("training_loss", "real_logit", "fake_logit", "slope")
 CASES = [f"{objective}_{pair}" for pair in PAIRS for objective in OPTIMIZERS]
 
 
@@ -134,10 +135,7 @@ def measured(case: str, asked: argparse.Namespace, reader: DigitReader) -> dict[
         "parameters": {
             player: sum(weight.numel() for _, weight in family.parameters_of(player)) for player in family.players
         },
-        "last": {
-            player: {name: line[name] for name in ("training_loss", "real_logit", "fake_logit", "slope") if name in line}
-            for player, line in per_player.items()
-        },
+        "last": {player: {name: line[name] for name in LAST if name in line} for player, line in per_player.items()},
     }
 
 
@@ -169,11 +167,14 @@ def main() -> None:
             path.write_text(json.dumps({"figures": figures}, indent=1) + "\n")
         else:
             record("gan_modes", figures)
-    rows = [(case, figures[case]) for case in CASES if case in figures]
-    print(f"{'':26}modes   KL     sure   steps   seconds  Wh")
-    for case, row in rows:
-        hours = "-" if row["watt_hours"] is None else f"{row['watt_hours']:.1f}"
-        print(f"{case:26}{row['found']:5} {row['kl']:6.3f} {row['sure']:6.3f} {row['steps']:7,} {row['seconds']:8.0f}  {hours}")
+    print(f"{'':26}modes     KL    sure   steps  seconds     Wh")
+    for case in CASES:
+        if row := figures.get(case):
+            hours = "-" if row["watt_hours"] is None else f"{row['watt_hours']:.1f}"
+            print(
+                f"{case:26}{row['found']:5,} {row['kl']:6.3f}  {row['sure']:6.3f} {row['steps']:7,} "
+                f"{row['seconds']:8.0f} {hours:>6}"
+            )
 
 
 if __name__ == "__main__":

@@ -123,10 +123,10 @@ def modes(reader: DigitReader, pictures: Iterable[Tensor]) -> Modes:
         if image_BCYX.shape[1] != 3 or not image_BCYX.isfinite().all():
             why = f"these are {tuple(image_BCYX.shape)}, lowest {float(image_BCYX.min())}"
             raise DataError("stacked digits have three colours of finite numbers", why)
-        share_DV = reader(image_BCYX.flatten(0, 1)[:, None]).softmax(1)
-        most_D, digit_D = share_DV.max(1)
-        sure += float(most_D.sum())
-        hundreds, tens, ones = digit_D.view(-1, 3).T
+        share_NV = reader(image_BCYX.flatten(0, 1)[:, None]).softmax(1)
+        most_N, digit_N = share_NV.max(1)
+        sure += float(most_N.sum())
+        hundreds, tens, ones = digit_N.view(-1, 3).T
         counts += torch.bincount(100 * hundreds + 10 * tens + ones, minlength=KINDS)
     total = int(counts.sum())
     if not total:

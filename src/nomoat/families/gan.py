@@ -7,16 +7,16 @@
 The game of three steps (draw noise and pictures, move the discriminator up, move the generator down): Goodfellow et al.
 2014, arXiv:1406.2661. "r3gan", where each generated picture is compared with a real one and the slopes at both are kept
 small: Huang et al. 2025, arXiv:2501.05441; its penalties: Mescheder et al. 2018, arXiv:1801.04406. "hinge": Lim and Ye
-2017, arXiv:1705.02894. Generator and discriminator as transformers: Jiang et al. 2021, arXiv:2102.07074; registers:
-Darcet et al. 2023, arXiv:2309.16588; conditions by projection: Miyato and Koyama 2018, arXiv:1802.05637.
+2017, arXiv:1705.02894. Generator and discriminator as transformers: Jiang et al. 2021, arXiv:2102.07074; conditions by
+projection: Miyato and Koyama 2018, arXiv:1802.05637.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,19 +24,14 @@ from torch import Tensor, nn
 
 from nomoat.core.errors import ConfigError, nearest
 from nomoat.core.family import Family, Parts
-from nomoat.core.types import Batch, Loss, Ports
+from nomoat.core.types import Batch, Loss
 from nomoat.nn.augment import DRAWS, Augment
 from nomoat.nn.backbone import Backbone
 from nomoat.nn.caption import Caption, dropped
-from nomoat.nn.condition import CondPort
 from nomoat.nn.conv import Conv, Grow, Shrink
-from nomoat.nn.patch import Patchify, Unpatchify
+from nomoat.nn.pictures import Painter, Viewer
 from nomoat.sampling.drawing import Drawing, noise
 
-REGISTERS = 4
-"""Tokens of a transformer discriminator that are no patch (Darcet et al. 2023)."""
-FEATURES = 16
-"""Channels between a transformer's patches and the convolution that hides their edges."""
 SILENT = 0.1
 """Share of the captions that are left out in training, so that a picture may be asked for without one."""
 COOLING = 0.5
@@ -186,59 +181,6 @@ class Condition(nn.Module):
         return sum(said[1:], said[0]) if said else batch["noise"][:, :0]
 
 
-class Painter(nn.Module):
-    """A transformer that paints: a learned grid of tokens, modulated by a style in every layer.
-
-    x_BF -> style_BD; grid_LD -> stack(style) -> patches -> 3 x 3 convolution -> image_BCYX
-    """
-
-    def __init__(self, backbone: Backbone, config: GAN, inputs: int) -> None:
-        super().__init__()
-        width, self.side = config.cond_width, config.size // config.patch
-        backbone = replace(backbone, causal=False, position_axes=2, cond_width=width, context_width=0)
-        self.style = nn.Sequential(nn.Linear(inputs, width), nn.SiLU(), nn.Linear(width, width))
-        self.grid = nn.Parameter(torch.randn(self.side**2, backbone.width))
-        self.stack = backbone.build()
-        self.unpatchify = Unpatchify(backbone.width, config.patch, FEATURES)
-        self.smooth = nn.Conv2d(FEATURES, config.channels, 3, padding=1)
-        # Ports and outputs that start at zero would make one grey picture of every noise.
-        ports = [port.linear for port in self.stack.modules() if isinstance(port, CondPort)]
-        linears = [layer for layer in self.style if isinstance(layer, nn.Linear)]
-        for layer in (*linears, *ports, self.unpatchify.output):
-            nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
-        places = torch.arange(self.side)
-        self.register_buffer("places", torch.cartesian_prod(places, places), persistent=False)
-
-    def forward(self, x_BF: Tensor) -> Tensor:
-        """[B, F] to [B, C, Y, X]."""
-        batch = len(x_BF)
-        ports = Ports(cond_BD=self.style(x_BF))
-        x_BLD = self.grid.expand(batch, -1, -1)
-        x_BLD = self.stack(x_BLD, self.places.expand(batch, -1, -1), ports).x_BLD
-        return self.smooth(self.unpatchify(x_BLD, self.side, self.side))
-
-
-class Viewer(nn.Module):
-    """A transformer that looks: patches and registers -> stack -> mean over the patches -> x_BF."""
-
-    def __init__(self, backbone: Backbone, config: GAN) -> None:
-        super().__init__()
-        backbone = replace(backbone, causal=False, position_axes=2, cond_width=0, context_width=0)
-        self.features = backbone.width
-        self.patchify = Patchify(config.channels, config.patch, backbone.width)
-        self.registers = nn.Parameter(torch.randn(REGISTERS, backbone.width))
-        self.stack = backbone.build()
-
-    def forward(self, image_BCYX: Tensor) -> Tensor:
-        """[B, C, Y, X] to [B, F]."""
-        x_BLD, positions = self.patchify(image_BCYX)
-        registers_BLD = self.registers.to(x_BLD.dtype).expand(len(x_BLD), -1, -1)
-        nowhere = positions.new_full((len(x_BLD), REGISTERS, 2), -1)
-        whole_BLD, places = torch.cat((registers_BLD, x_BLD), 1), torch.cat((nowhere, positions), 1)
-        # The other kernels have no second derivative, which the penalties need.
-        return self.stack(whole_BLD, places, kernel="plain").x_BLD[:, REGISTERS:].mean(1)
-
-
 class Generator(nn.Module):
     """Noise, and what is asked for, to pictures in (-1, 1)."""
 
@@ -246,8 +188,11 @@ class Generator(nn.Module):
         super().__init__()
         net, inputs = config.generator, config.latent + config.asked
         self.condition = Condition(config)
-        made = isinstance(net, Conv)
-        self.body = Grow(net, config.channels, config.size, inputs) if made else Painter(net, config, inputs)
+        self.body: nn.Module
+        if isinstance(net, Conv):
+            self.body = Grow(net, config.channels, config.size, inputs)
+        else:
+            self.body = Painter(net, (config.channels, config.size, config.patch), inputs, config.cond_width)
 
     def forward(self, batch: Batch) -> Tensor:
         """[B, C, Y, X] of `noise` [B, latent] and what the model reads else."""
@@ -261,7 +206,11 @@ class Discriminator(nn.Module):
         super().__init__()
         net = config.discriminator
         self.condition = Condition(config)
-        self.body = Shrink(net, config.channels, config.size) if isinstance(net, Conv) else Viewer(net, config)
+        self.body: Shrink | Viewer
+        if isinstance(net, Conv):
+            self.body = Shrink(net, config.channels, config.size)
+        else:
+            self.body = Viewer(net, config.channels, config.patch)
         self.output = nn.Linear(self.body.features, 1)
         self.project = nn.Linear(self.body.features, config.asked, bias=False) if config.asked else None
         self.scale = max(1, config.asked) ** -0.5
@@ -281,9 +230,11 @@ class Discriminator(nn.Module):
 class AdversarialNets(Family):
     """See the module's first lines. Generates."""
 
-    players = ("discriminator", "generator")
-    claims = {"overfits": "adversarial: one batch is not overfitted, each player undoes what the other has learned"}
-    counts = "picture"
+    players: ClassVar[tuple[str, ...]] = ("discriminator", "generator")
+    claims: ClassVar[Mapping[str, str]] = {
+        "overfits": "adversarial: one batch is not overfitted, each player undoes what the other has learned"
+    }
+    counts: ClassVar[str] = "picture"
 
     def __init__(self, config: GAN) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
 """Augmentations that a gradient passes: pictures moved, with a piece cut out, in other colours.
 
-    image_BCYX, chance [B, DRAWS] in [0, 1) -> brightness, saturation, contrast -> moved -> a square cut out -> image_BCYX
+    image_BCYX, chance [B, DRAWS] in [0, 1) -> other colours -> moved -> a square cut out -> image_BCYX
 
 A discriminator that sees real and generated pictures through the same augmentations needs fewer real ones, and what it
 tells the generator comes back through them. The chance is drawn outside, and of strength 0 nothing is done at all.

@@ -1,11 +1,11 @@
 """Small convolutional nets: a picture shrinks to one vector, or a vector grows to a picture.
 
-    image_BCYX -> [convolution, half the side -> residual blocks] x stages -> flat -> x_BF
-    x_BF -> linear -> small picture -> [residual blocks -> transposed convolution, twice the side] x stages -> image_BCYX
+    image_BCYX -> [convolution to half the side -> residual blocks] x stages -> flat -> x_BF
+    x_BF -> linear -> [residual blocks -> transposed convolution to twice the side] x stages -> image_BCYX
 
 No norm: what is computed of a picture depends on nothing beside it, and a second derivative stays cheap.
-Radford et al. 2016, arXiv:1511.06434 (strides in place of pooling); He et al. 2016 (residual blocks); Zhang et al. 2019,
-arXiv:1901.09321 (blocks that start at zero need no norm).
+Radford et al. 2016, arXiv:1511.06434 (strides in place of pooling); He et al. 2016, arXiv:1512.03385 (residual blocks);
+Zhang et al. 2019, arXiv:1901.09321 (blocks that start at zero need no norm).
 """
 
 from __future__ import annotations
