@@ -27,7 +27,7 @@ SMALL, WORDS = Backbone(width=16, depth=1, heads=2), {"vocab_size": 11, "caption
 TINY = replace(GAN.tiny(), augment=ALL)
 CONV = replace(TINY, generator=Conv((8, 8), 1), discriminator=Conv((8, 8), 1))
 CASES = {
-    "conv, one class": replace(CONV, classes=0, objective="minimax"),
+    "conv alone": replace(CONV, classes=0, objective="minimax"),
     "conv, captions": replace(CONV, classes=0, objective="nonsaturating", **WORDS),
     "conv, hinge with penalties": replace(CONV, objective="hinge", gamma=0.5),
     "transformers, captions": replace(TINY, generator=SMALL, discriminator=SMALL, classes=0, **WORDS),
@@ -86,7 +86,7 @@ def test_losses_by_hand(objective):
 
 
 class Squares(nn.Module):
-    """Its features are each number squared, so that a discriminator's logit is sum w x^2 + b and its slope 2 w x."""
+    """Its features are each number squared, so that a discriminator's logit is sum w x^2 and its slope 2 w x."""
 
     def forward(self, image_BCYX):
         return image_BCYX.flatten(1).square()
@@ -96,7 +96,7 @@ class Squares(nn.Module):
 def test_the_penalties_are_the_slopes_at_real_and_generated_pictures(progress):
     family = made(replace(CONV, classes=0, objective="r3gan", gamma=0.8, augment=Augment()))
     judge = family.discriminator
-    judge.body, judge.output = Squares(), nn.Linear(3 * 8 * 8, 1)
+    judge.body, judge.output = Squares(), nn.Linear(3 * 8 * 8, 1, bias=False)
     batch = contract.drawn(family, family.example(4))
     weight = judge.output.weight
     found = family.loss(batch, "discriminator", progress)
@@ -261,7 +261,7 @@ def patterns():
 
 
 PAIR = Conv((32, 32))
-TOY = GAN(size=4, channels=1, latent=8, generator=PAIR, discriminator=PAIR, gamma=0.1, cond_width=16)
+TOY = GAN(size=4, channels=1, latent=8, generator=PAIR, discriminator=PAIR, gamma=1.0, cond_width=16)
 
 
 def played(config, steps, batch=64):
@@ -291,7 +291,7 @@ def test_r3gan_covers_all_patterns():
     family = played(TOY, 300)
     apart, which = nearest(family.generate({"rows": 256}, Drawing(seed=1), torch.Generator())["image"])
     shares = torch.bincount(which, minlength=8) / 256
-    assert shares.min() > 0.03, shares
+    assert shares.min() > 0.05, shares
     assert apart.median() < 0.3
 
 

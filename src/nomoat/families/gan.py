@@ -211,12 +211,12 @@ class Discriminator(nn.Module):
             self.body = Shrink(net, config.channels, config.size)
         else:
             self.body = Viewer(net, config.channels, config.patch)
-        self.output = nn.Linear(self.body.features, 1)
+        self.output = nn.Linear(self.body.features, 1, bias=False)  # where logits are compared a bias would never move
         self.project = nn.Linear(self.body.features, config.asked, bias=False) if config.asked else None
         self.scale = max(1, config.asked) ** -0.5
-        for name, weight in self.named_parameters():
-            if name.startswith(("output.", "project.")):
-                nn.init.zeros_(weight)
+        for layer in (self.output, self.project):
+            if layer is not None:
+                nn.init.zeros_(layer.weight)
 
     def forward(self, image_BCYX: Tensor, asked_BD: Tensor) -> Tensor:
         """[B] of pictures [B, C, Y, X] and what `condition` says."""
