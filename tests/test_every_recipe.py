@@ -27,7 +27,7 @@ def parameters(recipe):
 
 def one_step(recipe, rows=2):
     family = recipe.build()
-    mover = Mover(family, "model", recipe, Settings(torch.device("cpu"), "fp32", rows))
+    mover = Mover(family, family.players[0], recipe, Settings(torch.device("cpu"), "fp32", rows))
     before = [p.clone() for p in family.parameters()]
     drawn = family.draw(family.example(rows), torch.Generator())
     moved = mover.move(drawn, 0.5)

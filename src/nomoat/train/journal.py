@@ -78,8 +78,9 @@ class Journal:
             tokens_per_second=self.rate,
             **{**told, "seconds_left": left},
         )
-        for text in self.watches[player].see(done, (done - 0.5) / steps, moved.loss):
-            self.warn(done, text)
+        if len(self.watches) == 1:  # of players against each other no loss need fall
+            for text in self.watches[player].see(done, (done - 0.5) / steps, moved.loss):
+                self.warn(done, text)
 
     def warn(self, done: int, text: str) -> None:
         """Note a warning in plain words."""
