@@ -126,7 +126,7 @@ def test_every_dependency_is_argued():
     listed = re.search(r"^dependencies = \[(.*?)\]", project, re.MULTILINE | re.DOTALL)
     assert listed is not None
     names = re.findall(r'"([a-z]+2?)', listed[1])
-    assert len(names) == 9
+    assert len(names) == 10
     for name in names:
         assert re.search(rf"^\| {name}\b", argued, re.MULTILINE), name
 
