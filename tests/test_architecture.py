@@ -19,7 +19,7 @@ ROOT, SOURCE = conftest.ROOT, conftest.SOURCE
 FILES = sorted(SOURCE.rglob("*.py"))
 TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
 
-FILE_LINES, FUNCTION_LINES, ARGUMENTS, CODE_LINES = 450, 70, 9, 26_000
+FILE_LINES, FUNCTION_LINES, ARGUMENTS, CODE_LINES = 450, 70, 9, 34_000
 BRANCHES_PER_LINE = 0.1
 NO_FOLDERS_OR_FILES = {"utils", "util", "helpers", "helper", "common", "misc", "v2", "new", "legacy"}
 NO_CLASSES = re.compile(r"Manager|Handler|Wrapper|^Base(?=[A-Z])|Impl$|Mixin$|Utils?$|Helpers?$")

@@ -194,11 +194,9 @@ def judged(run: Run, device: str = "auto", watch: Watch | None = None, most: int
     groups, truth, captions, reader = _material(run.recipe.data, SHOWN)
 
     def draw(prompts: Any) -> Any:
-        placed = {
-            name: value.to(place) if isinstance(value, torch.Tensor) else value for name, value in prompts.items()
-        }
+        placed = {name: value.to(place) if hasattr(value, "to") else value for name, value in prompts.items()}
         with torch.no_grad():
-            return family.generate(placed, drawing, torch.Generator())["image"].float().cpu()  # type: ignore[operator]
+            return family.generate(placed, drawing, torch.Generator())["image"].float().cpu()
 
     began = time.perf_counter()
     sheet(draw({**groups[0].batch, "first": 0}), captions).save(run.path / SHEET)

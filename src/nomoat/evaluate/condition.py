@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from nomoat.core.errors import DataError, nearest
@@ -138,7 +137,7 @@ def agreed(read: Sequence[Attributes], asked: Sequence[Attributes], seed: int = 
     """Compare what was read with what was asked for."""
     names = sorted(asked[0])
     right_NA = np.array([[got.get(name) == one[name] for name in names] for got, one in zip(read, asked, strict=True)])
-    all_N: NDArray[np.bool_] = right_NA.all(1)
+    all_N = np.asarray(right_NA.all(1))
     drawn_RN = np.random.default_rng(seed).multinomial(len(asked), np.full(len(asked), 1 / len(asked)), RESAMPLES)
     product_R = (drawn_RN @ right_NA / len(asked)).prod(1)
     low, high = map(float, np.percentile(product_R, [2.5, 97.5]))
