@@ -68,7 +68,7 @@ def test_the_tree_is_one_folder_deep() -> None:
 def test_files_and_all_of_them_stay_readable() -> None:
     lines = {shown(path): path.read_text(encoding="utf-8").count("\n") for path in FILES}
     assert not {name: count for name, count in lines.items() if count > FILE_LINES}
-    assert sum(map(lines_of_code, FILES)) <= CODE_LINES  # docs/decisions/0009, 0012
+    assert sum(map(lines_of_code, FILES)) <= CODE_LINES  # docs/decisions/0009, 0012, 0021
 
 
 def lines_of_code(path: Path) -> int:

@@ -239,7 +239,7 @@ def _prompts(
     import torch
 
     config, count = family.config, len(rows)
-    made: dict[str, Any] = {"first": rows.start, "rows": count}
+    made: dict[str, Any] = {"first": rows.start, "rows": count, "index": torch.arange(rows.start, rows.stop)}
     if "caption" in family.reads:
         made |= _caption(run, config, asked["prompt"], count)
     elif "label" in family.reads:

@@ -20,7 +20,6 @@ from nomoat.core.errors import DataError
 from nomoat.core.recipe import Recipe
 from nomoat.core.run import Run
 from nomoat.making import Spending
-from nomoat.sampling.drawing import Drawing
 
 if TYPE_CHECKING:
     from nomoat.evaluate.picture_report import Prompts, Truth
@@ -186,6 +185,7 @@ def judged(run: Run, device: str = "auto", watch: Watch | None = None, most: int
     from nomoat.core.run import load
     from nomoat.evaluate.contact import sheet
     from nomoat.evaluate.picture_report import picture_report
+    from nomoat.sampling.drawing import Drawing
 
     known = run.read_json(DRAW) or {"guidance": 1.0, "steps": STEPS}
     place = choose(device)

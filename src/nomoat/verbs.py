@@ -51,14 +51,11 @@ def make(  # noqa: PLR0913 - what the user may say of one model; each is asked f
     seed: int = 0,
     watch: Watch | None = None,
     allow: str | None = None,
-    pictures: bool = False,
 ) -> Run:
     """Make a model from files within a budget, which is for the whole way from reading to the report.
 
-    Of pictures (PNG, JPEG, WebP, GIF, BMP, TIFF, npz; a folder or a zip) one that draws is made.
-
     Args:
-        path: a file or folder of txt, md, code, html, csv, jsonl, parquet, also as .gz, .zst or in a .zip; None: the
+        path: a folder or zip of pictures, of which a model that draws is made; or a file or folder of txt, md, code, html, csv, jsonl, parquet, also as .gz, .zst or in a .zip; None: the
             modules of Python's standard library.
         budget: `30m`, `5000steps`, `20Mtokens`, `0.50EUR@0.12` (per hour) or `30Wh@45` (watts).
         licence: SPDX id of all files; None: what each file says.
@@ -68,7 +65,6 @@ def make(  # noqa: PLR0913 - what the user may say of one model; each is asked f
         seed: same seed, same model (on the same machine, for the same number of steps).
         watch: told what happens.
         allow: why it may be made although the licences of the files cannot be kept together; recorded.
-        pictures: take the files for pictures, whatever they look like; without a path: the procedural shapes world.
 
     Raises:
         ConfigError: a budget of nothing, or one that cannot be read.
@@ -76,9 +72,11 @@ def make(  # noqa: PLR0913 - what the user may say of one model; each is asked f
         RunError, CheckpointError: see `licensing.refuse` and `train.loop.train`.
         StoppedError: Ctrl-C while training; `resume` goes on.
     """
+    from nomoat.data.picture_listing import is_pictures
+
     spending = Spending.of(budget, price_per_hour, watts)
     _checked(device)
-    if pictures or (path is not None and _is_pictures(path)):
+    if path is not None and is_pictures(path):
         return picturing.make_pictures(path, spending, licence, device, seed, watch, allow)
     return making.make(path, spending, licence, device, seed, watch, allow)
 
@@ -449,9 +447,3 @@ def _checked(device: str) -> Any:
     from nomoat.core.device import choose
 
     return choose(device)
-
-
-def _is_pictures(path: Path | str) -> bool:
-    from nomoat.data.picture_listing import is_pictures
-
-    return is_pictures(path)

@@ -29,25 +29,27 @@ if TYPE_CHECKING:
 @options.device
 @options.as_json
 @click.pass_obj
-def make(output: Output, path: str | None, base: str | None, budget: str, **asked: Any) -> None:
+def make(output: Output, path: str | None, pictures: bool, base: str | None, budget: str, **asked: Any) -> None:
     """Make a model from a file or folder, within a budget.
 
     PATH holds txt, md, code, html, csv, jsonl or parquet, each also as .gz, .zst or in a .zip; or pictures, of which a
     model that draws is made. Without PATH: the modules of Python's standard library. The budget is for everything, from
     reading to the report.
     """
-    from nomoat import tuning, verbs
+    from nomoat import picturing, tuning, verbs
     from nomoat.making import Spending
 
-    if base is None and not asked["pictures"] and (text := tuning.proposal(path)):
+    if base is None and not pictures and (text := tuning.proposal(path)):
         output.event({"kind": "warning", "text": text})
     with watching(output, f"nomoat make {path or ''}".rstrip() + f" · {budget}") as watch:
-        if base is None:
+        if base is None and not pictures:
             run = verbs.make(path, budget, watch=watch, **asked)
         else:
             spending = Spending.of(budget, asked.pop("price_per_hour"), asked.pop("watts"))
-            asked.pop("pictures")
-            run = tuning.make_from(base, path, spending, watch=watch, **asked)
+            if base is None:
+                run = picturing.make_pictures(path, spending, watch=watch, **asked)
+            else:
+                run = tuning.make_from(base, path, spending, watch=watch, **asked)
     ended(output, run)
 
 

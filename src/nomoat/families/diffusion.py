@@ -158,6 +158,19 @@ class DiffusionModel(Family):
             return max(1, side >> (len(self.config.trunk.widths) - 1)) ** 2
         return (side // self.config.patch) ** 2
 
+    @property
+    def reads(self) -> frozenset[str]:
+        """The prompts that it can be given, by their keys."""
+        config = self.config
+        told = {"caption": config.vocab_size, "label": config.classes, "embedding": config.embedding_width}
+        small = {"small"} if config.upscale else set()
+        return frozenset({name for name, there in told.items() if there} | small | {"init", "mask"})
+
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        """Of the noise of one picture."""
+        return self.config.shape
+
     # What is learned
 
     def draw(self, batch: Batch, generator: torch.Generator) -> Batch:
