@@ -29,9 +29,10 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def seen(run: Any) -> dict[str, Any]:
     report = run.read_json("report.json")
-    for name in ("report.txt", "card.md", "sheet.png", "tokenizer.json", "draw.json"):
+    for name in ("report.txt", "card.md", "sheet.png", "draw.json"):
         assert (run.path / name).exists(), name
-    assert Image.open(run.path / picturing.SHEET).size[0] > 100
+    with Image.open(run.path / picturing.SHEET) as sheet:
+        assert sheet.size[0] > 100
     return report
 
 

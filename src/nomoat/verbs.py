@@ -55,8 +55,8 @@ def make(  # noqa: PLR0913 - what the user may say of one model; each is asked f
     """Make a model from files within a budget, which is for the whole way from reading to the report.
 
     Args:
-        path: a folder or zip of pictures, of which a model that draws is made; or a file or folder of txt, md, code, html, csv, jsonl, parquet, also as .gz, .zst or in a .zip; None: the
-            modules of Python's standard library.
+        path: a file or folder of txt, md, code, html, csv, jsonl, parquet, also as .gz, .zst or in a .zip; or of
+            pictures, of which a model that draws is made; None: the modules of Python's standard library.
         budget: `30m`, `5000steps`, `20Mtokens`, `0.50EUR@0.12` (per hour) or `30Wh@45` (watts).
         licence: SPDX id of all files; None: what each file says.
         device: `auto`, `cpu`, `cuda` or `mps`.

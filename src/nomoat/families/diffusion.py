@@ -136,7 +136,7 @@ class DiffusionModel(Family):
 
     def __init__(self, config: Diffusion, parts: Parts | None = None) -> None:
         super().__init__()
-        self.config, self.objective = config, config.objective
+        self.config, self.objective, self.noise_shape = config, config.objective, config.shape
         own, width = config.shape[0], config.trunk.width
         channels = own + (config.channels if config.upscale else 0), own
         context = bool(config.vocab_size or config.embedding_width)
@@ -163,13 +163,9 @@ class DiffusionModel(Family):
         """The prompts that it can be given, by their keys."""
         config = self.config
         told = {"caption": config.vocab_size, "label": config.classes, "embedding": config.embedding_width}
-        small = {"small"} if config.upscale else set()
-        return frozenset({name for name, there in told.items() if there} | small | {"init", "mask"})
-
-    @property
-    def noise_shape(self) -> tuple[int, ...]:
-        """Of the noise of one picture."""
-        return self.config.shape
+        return frozenset(
+            name for name, there in {**told, "small": config.upscale, "init": 1, "mask": 1}.items() if there
+        )
 
     # What is learned
 
