@@ -69,6 +69,11 @@ class Family(nn.Module):
         """The analytic loss per count of an untrained model on `batch`, or None where there is none."""
         return None
 
+    @property
+    def positions_a_sample(self) -> int:
+        """Of the largest stack, for which the machine is measured; 0: as many as `tokens` has, or 1."""
+        return 0
+
     def draw(self, batch: Batch, generator: torch.Generator) -> Batch:
         """Add all chance that the loss needs (noise, times, masks) to the whole batch, before it is split."""
         return batch

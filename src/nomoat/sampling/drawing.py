@@ -17,6 +17,7 @@ from torch import Tensor
 
 from nomoat.core.device import generator
 from nomoat.core.errors import ConfigError
+from nomoat.core.types import Batch
 
 SOLVERS = ("euler", "heun", "ddim", "dpm")
 
@@ -64,3 +65,9 @@ def noise(rows: int, shape: Sequence[int], seed: int, first: int = 0, name: str 
         name: other names, other noise.
     """
     return torch.stack([torch.randn(*shape, generator=generator(seed, name, first + row)) for row in range(rows)])
+
+
+def rows_of(prompts: Batch) -> int:
+    """How many pictures are asked for: `rows`, or as many as the first tensor has."""
+    sizes = [len(value) for value in prompts.values() if isinstance(value, Tensor) and value.ndim]
+    return int(prompts.get("rows", sizes[0] if sizes else 1))

@@ -84,7 +84,7 @@ def settings(recipe: Recipe, family: Family, device: torch.device, batch: Batch,
     """
     per_process = max(1, rows_of(batch) // recipe.processes)
     guess = min(per_process, recipe.micro_batch or per_process)
-    length = max(1, tokens_in(batch) // rows_of(batch))
+    length = family.positions_a_sample or max(1, tokens_in(batch) // rows_of(batch))
     torch.set_num_threads(decisions.take("threads", lambda: _threads(family, device, guess * length)))
     precision = decisions.take("precision", lambda: _precision(recipe, family, device, guess * length))
     dtype = decisions.take("muon_dtype", lambda: _muon_dtype(recipe, family, device))
@@ -200,7 +200,8 @@ def _seconds(recipe: Recipe, meter: EnergyMeter | None) -> tuple[float, str]:
 
 
 def _threads(family: Family, device: torch.device, tokens: int) -> tuple[int, str]:
-    widths = [min(p.shape) for name, p in family.named_parameters() if family.role_of(name, p) == "matrix"]
+    named = [p for name, p in family.named_parameters() if family.role_of(name, p) == "matrix"]
+    widths = [min(len(p), p.numel() // len(p)) for p in named]  # a convolution's, by all that a place sees
     number, ratio = machine.worthwhile_threads(device, tokens, max(widths, default=64))
     return number, f"all of torch's threads together run {ratio:.2f}x as fast as one"
 
