@@ -71,7 +71,7 @@ class Autoencoder:
 
     @classmethod
     def tiny(cls) -> Autoencoder:
-        return cls(size=8, quantizer=FSQ((5, 5, 5)), nets=Pyramid((16, 16)))
+        return cls(size=8, quantizer=FSQ((5, 5, 5)), nets=Pyramid((16, 16)), loss="l2")
 
 
 class PictureCodec(Family):

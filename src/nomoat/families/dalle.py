@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from nomoat.core.errors import ConfigError, DataError
 from nomoat.core.family import Family, Frozen, Parts
-from nomoat.core.types import Batch, Decodes, Loss
+from nomoat.core.types import Batch, Loss
 from nomoat.nn.backbone import Backbone
 from nomoat.nn.caption import dropped
 from nomoat.nn.cross_entropy import log_probabilities, summed_nats
@@ -270,7 +270,7 @@ class TextToImage(Family):
         each = config.candidates if rank is not None else 1
         prompt_BP, _ = self._prompts(prompts, count, next(self.parameters()).device)
         sampling = SamplingOptions(options.temperature, config.top_k, max_tokens=config.places, seed=options.seed)
-        model: Decodes = self if options.guidance == 1 else Guided(self, options.guidance)
+        model: Any = self if options.guidance == 1 else Guided(self, options.guidance)
         drawn = torch.zeros(count * each, config.places, dtype=torch.long)
         filled = [0] * len(drawn)
         lists = prompt_BP.repeat_interleave(each, 0).tolist()

@@ -87,7 +87,7 @@ def _config(theirs: Mapping[str, Later], source: str) -> Autoencoder:
         nets = TAESD(width, down, up, any(".pool." in name for name in theirs))
         return Autoencoder(max(SIZE, nets.factor), channels, Plain(last["weight"].shape[0]), nets)
     except ConfigError as error:
-        raise DataError(f"{source} are no autoencoder of this kind", error.what) from error
+        raise DataError(f"{source} are no autoencoder of this kind", str(error)) from error
 
 
 def _numbered(theirs: Mapping[str, Later], half: str) -> dict[int, dict[str, Later]]:
