@@ -10,14 +10,14 @@ from __future__ import annotations
 import ast
 import hashlib
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from importlib import import_module, util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nomoat.core.budget import Budget
-from nomoat.core.errors import ConfigError, nearest
+from nomoat.core.errors import ConfigError, RunError, nearest
 
 if TYPE_CHECKING:
     from nomoat.core.family import Family
@@ -205,6 +205,25 @@ class Recipe:
         """The config of the family that is kept: a wrapping config names it, any other is it."""
         return getattr(self.family, "product", self.family)
 
+    def found(self, parts: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Return all parts, name -> family: those given, the others loaded from their runs.
+
+        Raises:
+            RunError, CheckpointError: a part is no run, or has no weights.
+        """
+        from nomoat.core.run import load
+
+        given = dict(parts or {})
+        return {**{name: _part(name, ref, load) for name, ref in self.parts.items() if name not in given}, **given}
+
+    def pinned(self) -> Recipe:
+        """The same, its parts by their full names and with their SHA-256.
+
+        Raises:
+            RunError, CheckpointError: a part is no run, or has no weights.
+        """
+        return replace(self, parts={name: _part(name, ref, Ref.pinned) for name, ref in self.parts.items()})
+
     def build(self, parts: Mapping[str, Any] | None = None) -> Family:
         """Return the untrained family: built from its parts, then started from another run, then adapted.
 
@@ -218,8 +237,7 @@ class Recipe:
         from nomoat.core.family import Frozen
         from nomoat.core.run import load
 
-        whole = {**{name: load(ref) for name, ref in self.parts.items() if name not in (parts or {})}, **(parts or {})}
-        family = self.family.build({name: Frozen(part) for name, part in whole.items()})
+        family = self.family.build({name: Frozen(part) for name, part in self.found(parts).items()})
         if self.start is not None:
             begun = load(self.start, merged=self.adapt is None)
             if begun.shared:
@@ -234,6 +252,19 @@ class Recipe:
                 why = " ".join(str(error).split())[:300]
                 raise ConfigError(f"the weights of {self.start.run} are not of this recipe's family", why) from error
         return family if self.adapt is None else self.adapt.apply(family)
+
+
+def _part(name: str, ref: Ref, of: Callable[[Ref], Any]) -> Any:
+    """What `of` gives for a part's run; where there is no such run, the error says which command makes it."""
+    try:
+        return of(ref)
+    except RunError as error:
+        stem = ref.run.replace("-", "_")
+        if not error.what.startswith("there is no run") or stem not in {listed.name for listed in listing()}:
+            raise
+        raise RunError(
+            f"the part `{name}` is missing: {error.what}", error.why, f"`nomoat train {ref.run}` makes it"
+        ) from error
 
 
 class Listed(NamedTuple):

@@ -62,12 +62,13 @@ class Run:
             recipe: saved as recipe.json.
 
         Raises:
-            RunError, CheckpointError: the folder cannot be written; what an adapter is for is no run.
+            RunError, CheckpointError: the folder cannot be written; what an adapter is for, or a part, is no run.
             ConfigError: the recipe holds something that cannot be saved.
         """
         root = Path(root) if root is not None else runs_root()
         if recipe.adapt is not None and recipe.start is not None:
             recipe = replace(recipe, start=recipe.start.pinned())
+        recipe = recipe.pinned() if recipe.parts else recipe
         label = re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-.").lower()[:40] or "run"
         stem = f"{datetime.date.today().isoformat()}-{label}-{fingerprint(recipe)[:8]}"
         fresh = cls(root / f".new-{os.getpid()}-{secrets.token_hex(4)}", recipe)
@@ -322,6 +323,7 @@ def _filled(recipe: Recipe, parts: Mapping[str, Any] | None, tensors: dict[str, 
         return family
     # Whatever it began with, the checkpoint holds all of it; and of what wraps it, nothing.
     recipe = replace(recipe, start=None, family=recipe.product)
+    parts = recipe.found(parts)  # before what follows is hollow: these are real
     with hollow():
         family = recipe.build(parts)
     own = family.state_dict()

@@ -130,6 +130,18 @@ class Codec(Encodes, Protocol):
 
 
 @runtime_checkable
+class Tokenizes(Codec, Protocol):
+    """A codec whose latents are codes: tokens [B, y, x] below `codes`, on a `grid` of rows and columns."""
+
+    @property
+    def codes(self) -> int: ...
+    @property
+    def grid(self) -> tuple[int, int]: ...
+    def tokens(self, batch: Batch) -> Tensor: ...
+    def from_tokens(self, tokens: Tensor) -> Batch: ...
+
+
+@runtime_checkable
 class Denoises(Protocol):
     """The clean sample from a noisy one at times t and r: all that a solver needs."""
 

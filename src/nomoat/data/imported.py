@@ -17,7 +17,7 @@ class Imported:
     Args:
         source: the file or folder.
         sha256: of the file with the weights; of several, of the lines `<sha256>  <name>` in order of their names.
-        format: `GGUF`, `Hugging Face` or `llama2.c`.
+        format: `GGUF`, `Hugging Face`, `llama2.c` or `TAESD`.
     """
 
     source: str

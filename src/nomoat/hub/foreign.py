@@ -1,6 +1,7 @@
 """Open a model in another program's format: its header read and checked, its weights not touched yet.
 
-    GGUF file | Hugging Face folder | llama2.c file -> open_foreign -> Foreign(config, tensors under our names, ...)
+    GGUF file | Hugging Face folder | llama2.c file | TAESD's two files -> open_foreign
+        -> Foreign(config, tensors under our names, ...)
 
 Weights in pickles (`pytorch_model.bin`) are refused unread.
 """
@@ -25,7 +26,7 @@ from nomoat.core.tensors import ROW_NUMBERS, Later, read_later
 from nomoat.data.licence import LicenceFinder
 from nomoat.data.spdx import licence_id
 from nomoat.families.lm import LM
-from nomoat.hub import names
+from nomoat.hub import names, taesd
 from nomoat.hub import vocabulary as vocabularies
 from nomoat.hub.blocks import PLAIN, unpack
 from nomoat.hub.chat_files import read_vocabulary
@@ -46,7 +47,7 @@ class Foreign:
     """A model in another program's format.
 
     Args:
-        format: `GGUF`, `Hugging Face`, `llama2.c` or `PEFT`.
+        format: `GGUF`, `Hugging Face`, `llama2.c`, `PEFT` or `TAESD`.
         path: what was opened.
         files: the files with weights.
         config: the model.
@@ -59,7 +60,7 @@ class Foreign:
     format: str
     path: Path
     files: tuple[Path, ...]
-    config: LM
+    config: Any
     tensors: Mapping[str, Later]
     vocabulary: Callable[[], Vocabulary | None]
     licence: tuple[str | None, str]
@@ -68,12 +69,14 @@ class Foreign:
 
 
 def open_foreign(path: Path | str) -> Foreign:
-    """Open a GGUF file, a Hugging Face folder (or the weights in it) or a llama2.c file.
+    """Open a GGUF file, a Hugging Face folder (or the weights in it), a llama2.c file or the two files of a TAESD.
 
     Raises:
         DataError, CheckpointError: there is none, it is damaged, or something in it cannot be honoured.
     """
     path = Path(path)
+    if (pair := taesd.pair(path)) is not None:
+        return _taesd(path, pair)
     if path.suffix == ".safetensors" or path.name == "config.json":
         path = path.parent
     try:
@@ -226,6 +229,11 @@ def _llama2c(path: Path) -> Foreign:
         return None if beside is None else vocabularies.from_llama2c(beside)
 
     return Foreign("llama2.c", path, (path,), config, tensors, vocabulary, _around(path.parent))
+
+
+def _taesd(path: Path, pair: tuple[Path, Path]) -> Foreign:
+    config, tensors = taesd.opened(*pair)
+    return Foreign("TAESD", path, pair, config, tensors, lambda: None, _around(pair[0].parent))
 
 
 def _floats(path: Path, offset: int, shape: tuple[int, ...]) -> Later:

@@ -80,7 +80,9 @@ def import_model(
 def _write_words(run: Run, found: Foreign, licence: str | None, hashes: Mapping[str, str], watch: Watch | None) -> None:
     """The tokenizer, the chat template, and whose work it is."""
     vocabulary = found.vocabulary()
-    if vocabulary is None:
+    if vocabulary is None and not hasattr(found.config, "vocab_size"):
+        pass  # it reads no text
+    elif vocabulary is None:
         text = f"{found.path.name} came without a tokenizer: the model can be loaded and exported, but not write text"
         run.note("warning", text=text)
         if watch is not None:

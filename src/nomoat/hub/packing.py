@@ -26,8 +26,10 @@ def packed(config: LM, tensors: Mapping[str, Later], bits: int) -> tuple[LM, dic
     """The config and the tensors of the same model with packed matrices.
 
     Raises:
-        ConfigError: the model is packed already, or nothing of it can be.
+        ConfigError: it is no language model, is packed already, or nothing of it can be.
     """
+    if not isinstance(config, LM):
+        raise ConfigError(f"{type(config).__name__} cannot be packed", "only language models can", "use f16 or bf16")
     if config.bits != 16:
         raise ConfigError(f"this model holds weights of {config.bits} bits already", fix="quantize the float model")
     small = replace(config, bits=bits)

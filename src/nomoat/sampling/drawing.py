@@ -17,6 +17,7 @@ from torch import Tensor
 
 from nomoat.core.device import generator
 from nomoat.core.errors import ConfigError
+from nomoat.core.types import Batch
 
 SOLVERS = ("euler", "heun", "ddim", "dpm")
 
@@ -79,3 +80,9 @@ def slerp(one: Tensor, other: Tensor, share: Tensor) -> Tensor:
     cosine_B = torch.nn.functional.cosine_similarity(one.flatten(1), other.flatten(1)).clamp(-0.9995, 0.9995)
     angle = torch.arccos(cosine_B).view((-1,) + (1,) * (one.ndim - 1))
     return (torch.sin((1 - share) * angle) * one + torch.sin(share * angle) * other) / torch.sin(angle)
+
+
+def rows_of(prompts: Batch) -> int:
+    """How many pictures are asked for: `rows`, or as many as the first tensor has."""
+    sizes = [len(value) for value in prompts.values() if isinstance(value, Tensor) and value.ndim]
+    return int(prompts.get("rows", sizes[0] if sizes else 1))

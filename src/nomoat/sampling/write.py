@@ -81,6 +81,7 @@ def write(
     context_length: int | None = None,
     until: Callable[[int, int], bool] | None = None,
     start: Batch | None = None,
+    first: int = 0,
 ) -> Iterator[Written]:
     """Continue each prompt, all rows together, and give out every token as it is drawn.
 
@@ -92,6 +93,7 @@ def write(
         context_length: tokens that the model can look back on; default: `model.config.context_length`.
         until: asked with (row, token) after each token; True ends the row.
         start: handed to `model.begin` (encoder input, picture prefix).
+        first: number of the first row, for its chance.
 
     Raises:
         ConfigError: a prompt without tokens.
@@ -103,7 +105,7 @@ def write(
         return
     room = min(reach, max(map(len, prompts)) + options.max_tokens)
     active = [
-        _Row(slot, generator(options.seed, "row", slot), [int(token) for token in prompt[-reach:]])
+        _Row(slot, generator(options.seed, "row", first + slot), [int(token) for token in prompt[-reach:]])
         for slot, prompt in enumerate(prompts)
     ]
     memory = _call(model.memory, len(active), room)

@@ -200,7 +200,8 @@ def _seconds(recipe: Recipe, meter: EnergyMeter | None) -> tuple[float, str]:
 
 
 def _threads(family: Family, device: torch.device, tokens: int) -> tuple[int, str]:
-    widths = [min(p.shape) for name, p in family.named_parameters() if family.role_of(name, p) == "matrix"]
+    named = [p for name, p in family.named_parameters() if family.role_of(name, p) == "matrix"]
+    widths = [min(len(p), p.numel() // len(p)) for p in named]  # a convolution's, by all that a place sees
     number, ratio = machine.worthwhile_threads(device, tokens, max(widths, default=64))
     return number, f"all of torch's threads together run {ratio:.2f}x as fast as one"
 

@@ -175,6 +175,7 @@ class Training:
         """Held-out loss, and bits per byte where the data tells its bytes, of the family as it would be loaded."""
         began = time.perf_counter()
         total = count = size = 0.0
+        parts: dict[str, float] = {}
         with self.state.product() as family:
             for number, batch in enumerate(batches):
                 drawn = family.draw(batch, generator(self.recipe.seed, "held out", number))
@@ -183,9 +184,11 @@ class Training:
                     loss = family.loss(placed, family.players[-1], progress)
                 total, count = total + float(loss.total), count + float(loss.count)
                 size += float(sum(batch.get("bytes", ())))
+                parts |= {name: parts.get(name, 0.0) + float(part) for name, part in loss.parts.items()}
         self._evaluating = time.perf_counter() - began
         bits = {"bits_per_byte": total / math.log(2) / size} if size else {}
-        return {"loss": total / max(count, 1.0), **bits}
+        told = {name: part / max(count, 1.0) for name, part in parts.items()}
+        return {**told, "loss": total / max(count, 1.0), **bits}
 
     def _held_out(self, family: Family) -> list[Batch]:
         """The same few held-out batches for every evaluation, spread over the held-out part by the data."""
