@@ -71,6 +71,17 @@ def test_few_pictures_make_a_model_without_a_report(tmp_path: Path) -> None:
     assert any("too few for a report" in str(event.get("text")) for event in told)
 
 
+def test_the_shapes_world_binds_nobody() -> None:
+    from nomoat.core.budget import Budget
+    from nomoat.data.rules import Rules
+    from nomoat.data.shapes import Shapes
+    from nomoat.data.sources import of_recipe
+
+    recipe = picturing.sized(Shapes(), picturing.SIZES[0], Budget.parse("1steps"), 0)
+    [stream] = of_recipe(recipe, Rules())
+    assert (stream.licence, stream.role, stream.name) == ("CC0-1.0", "data", "the shapes world")
+
+
 def test_the_network_is_the_largest_that_gets_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     from nomoat.data.shapes import Shapes
 

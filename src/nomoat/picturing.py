@@ -34,11 +34,13 @@ SIZES = ((96, 3, 3), (128, 4, 4), (192, 6, 6), (256, 8, 8), (384, 10, 6))
 WANTED_STEPS, BATCH = 3000, 32
 """A diffusion model needs some thousand steps before its pictures are any good: the largest network that gets them."""
 TIMED = 1  # of SIZES: the others are reckoned from it by their operations
-RESERVE = 0.25, 240.0
-"""Of a budget, what is kept for the report: a share, and seconds at most."""
+RESERVE, LEAST_RESERVE, MOST_RESERVE = 0.25, 45.0, 240.0
+"""Of a budget, what is kept for the report: a share of it, between so many seconds and so many, half of it at most."""
+WELL_JUDGED = 60.0
+"""Seconds of the report's from which the nets that judge are trained in full."""
 JUDGED, LEARNED_FROM = 512, 2000
 """Pictures drawn for the report, at most; and of an endless world, how many stand for those that were learned from."""
-LEAST_JUDGED, DRAWING = 64, 0.4
+LEAST_JUDGED, DRAWING = 64, 0.3
 """At least so many; of what is kept for the report, the share that drawing may take."""
 GUIDANCE, STEPS, SHOWN = 2.0, 20, 36
 """How the report draws; pictures on its sheet."""
@@ -84,20 +86,25 @@ def make_pictures(
         if (rows := data.open().size) < 2:
             raise DataError(f"there are too few pictures in {path}", f"{rows} to learn from", "add pictures")
     whole = spending.budget.seconds(spending.budget.watts)
-    left = spending.left(min(RESERVE[0] * (whole or 0.0), RESERVE[1]))
+    left = spending.left(_kept(whole or 0.0))
     recipe = sized(data, SIZES[TIMED], spending.budget, seed)
     if watch is not None:
         watch({"kind": "phase", "phase": "planning", "detail": "timing a few steps"})
     pace = _seconds_a_step(recipe)
     recipe = sized(data, _affordable(recipe, pace, left, spending.budget), spending.budget, seed)
     if whole is not None and left is not None:
-        left = spending.left(min(RESERVE[0] * whole, RESERVE[1])) or left
+        left = spending.left(_kept(whole)) or left
         recipe = replace(recipe, budget=replace(spending.budget, amount=spending.budget.amount * left / whole))
     run = making.started("shapes" if path is None else Path(path).resolve().name, recipe, None, watch, allow)
     spending.state(run)
     known = {"guidance": GUIDANCE if recipe.family.tells else 1.0, "steps": STEPS}
-    run.write_json(DRAW, {**known, "seconds": None if whole is None else min(RESERVE[0] * whole, RESERVE[1])})
+    run.write_json(DRAW, {**known, "seconds": None if whole is None else _kept(whole)})
     return drawn(run, device, watch, spending.began)
+
+
+def _kept(whole: float) -> float:
+    """Seconds of a budget that the report may take."""
+    return min(max(RESERVE * whole, min(LEAST_RESERVE, whole / 2)), MOST_RESERVE)
 
 
 def sized(data: Any, size: tuple[int, int, int], budget: Budget, seed: int) -> Recipe:
@@ -183,8 +190,9 @@ def judged(run: Run, device: str = "auto", watch: Watch | None = None, most: int
 
     from nomoat.core.device import choose
     from nomoat.core.run import load
+    from nomoat.evaluate.classifier import STEPS as STEPS_JUDGE
     from nomoat.evaluate.contact import sheet
-    from nomoat.evaluate.picture_report import picture_report
+    from nomoat.evaluate.picture_report import Judging, picture_report
     from nomoat.sampling.drawing import Drawing
 
     known = run.read_json(DRAW) or {"guidance": 1.0, "steps": STEPS}
@@ -201,11 +209,12 @@ def judged(run: Run, device: str = "auto", watch: Watch | None = None, most: int
     began = time.perf_counter()
     sheet(draw({**groups[0].batch, "first": 0}), captions).save(run.path / SHEET)
     pace = (time.perf_counter() - began) / groups[0].count * len(groups)
+    kept = known.get("seconds")
     if most is None:
-        kept = known.get("seconds")
         most = JUDGED if kept is None else max(LEAST_JUDGED, min(JUDGED, int(DRAWING * kept / pace)))
     groups, truth, _, reader = _material(run.recipe.data, most)
-    return picture_report(draw, groups, truth, reader, watch=watch)
+    steps = STEPS_JUDGE if kept is None else max(40, min(STEPS_JUDGE, int(STEPS_JUDGE * kept / WELL_JUDGED)))
+    return picture_report(draw, groups, truth, reader, Judging(steps=steps), watch)
 
 
 def _material(data: Any, most: int) -> tuple[list[Prompts], Truth, list[str], Any]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count as count_from
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -58,6 +58,8 @@ class Shapes:
     count: int | None = None
     caption_length: int = 20
     hint: str | None = None
+    title: ClassVar[str] = "the shapes world"
+    licence: ClassVar[str] = "CC0-1.0"
 
     def __post_init__(self) -> None:
         check(self.size)

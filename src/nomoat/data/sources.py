@@ -152,6 +152,9 @@ def of_recipe(recipe: Recipe, rules: Rules, run: Run | None = None, role: str = 
     for folder in folders:
         if (folder / NAME).is_file():
             streams += of_dataset(folder, rules, own)
+    if not folders and (title := getattr(recipe.data, "title", "")):  # made while it is read, by our own program
+        bound = rules.of(recipe.data.licence, title)
+        streams.append(Stream(title, title, "data", recipe.data.licence, bound, evidence="drawn by nomoat itself"))
     if "shares" in ledger and not any((folder / NAME).is_file() for folder in folders):
         shares = [Share(**{**share, "evidence": tuple(map(tuple, share["evidence"]))}) for share in ledger["shares"]]
         origins = tuple((name, count) for name, count in ledger.get("origins", ()))
