@@ -69,6 +69,10 @@ class Family(nn.Module):
         """The analytic loss per count of an untrained model on `batch`, or None where there is none."""
         return None
 
+    def chance(self, batch: Batch) -> float | None:
+        """The loss per count of a guess that knows nothing of its input; where it stays there, people are told."""
+        return self.first_loss(batch)
+
     def draw(self, batch: Batch, generator: torch.Generator) -> Batch:
         """Add all chance that the loss needs (noise, times, masks) to the whole batch, before it is split."""
         return batch

@@ -28,7 +28,7 @@ class Watch:
     """Looks at the training losses of one player as they come.
 
     Args:
-        chance: nats of a guess that knows nothing (`family.first_loss`), or None.
+        chance: nats of a guess that knows nothing (`family.chance`), or None.
         unit: what a loss is divided by, in words.
     """
 
