@@ -44,7 +44,7 @@ from nomoat.core.recipe import Optimizer, Recipe
 from nomoat.core.run import Run
 from nomoat.data.order import Order, key, permute
 from nomoat.data.words import WordTokenizer, padded
-from nomoat.evaluate.retrieval import Share, nearer, retrieval, share
+from nomoat.evaluate.retrieval import Share, retrieval, share
 from nomoat.families.clip import CLIP, PICTURES
 from nomoat.nn.augment import Augment
 from nomoat.nn.backbone import Backbone
@@ -54,15 +54,17 @@ GALLERY, AT, SIZE, LENGTH = 220, 5, 64, 24
 PERSONS = {"1F468": "1F9D1", "1F469": "1F9D1", "1F466": "1F9D2", "1F467": "1F9D2", "1F474": "1F9D3", "1F475": "1F9D3"}
 SIGNS = {"200D", "FE0F", "2640", "2642", "27A1", "2194", "2195", "1F9B0", "1F9B1", "1F9B2", "1F9B3"}
 TONES = {f"1F3F{digit}" for digit in "BCDEF"}
-VARIANTS = set(
-    "man woman men women person people boy girl child adult male female mr mrs mx ms lady prince princess king queen "
-    "santa mother father hair haired red-haired blond curly bald beard bearded "
-    "left right up down upward downward upwards downwards leftwards rightwards north south east west northeast "
-    "northwest southeast southwest facing pointing pointed tilted leaning horizontal vertical horizontally vertically "
-    "clockwise anticlockwise counterclockwise "
-    "zero one two three four five six seven eight nine ten eleven twelve twenty thirty hundred thousand first second "
-    "third last single double triple half quarter and with of the a in to".split()
-)
+VARIANTS = {
+    *("man", "woman", "men", "women", "person", "people", "boy", "girl", "child", "adult", "male", "female", "lady"),
+    *("mr", "mrs", "mx", "ms", "prince", "princess", "king", "queen", "santa", "mother", "father"),
+    *("hair", "haired", "red-haired", "blond", "curly", "bald", "beard", "bearded"),
+    *("left", "right", "up", "down", "upward", "downward", "upwards", "downwards", "leftwards", "rightwards"),
+    *("north", "south", "east", "west", "northeast", "northwest", "southeast", "southwest", "facing", "pointing"),
+    *("pointed", "tilted", "leaning", "horizontal", "vertical", "horizontally", "vertically", "clockwise"),
+    *("anticlockwise", "counterclockwise", "zero", "one", "two", "three", "four", "five", "six", "seven", "eight"),
+    *("nine", "ten", "eleven", "twelve", "twenty", "thirty", "hundred", "thousand", "first", "second", "third"),
+    *("last", "single", "double", "triple", "half", "quarter", "and", "with", "of", "the", "a", "in", "to"),
+}
 
 
 @dataclass(frozen=True)
@@ -200,7 +202,9 @@ class Drawings:
 
 def caption(each: Emoji, chance_N: Tensor | None = None, keep: float = 1.0) -> str:
     """The name and its keywords, some of them left out by chance."""
-    tags = each.tags if chance_N is None else [t for t, p in zip(each.tags, chance_N.tolist(), strict=False) if p < keep]
+    tags = each.tags
+    if chance_N is not None:
+        tags = tuple(tag for tag, chance in zip(tags, chance_N.tolist(), strict=False) if chance < keep)
     return " ".join((each.name, *tags))
 
 

@@ -15,6 +15,7 @@ from nomoat.families.clip import CLIP, same
 from nomoat.nn.augment import Augment
 from nomoat.nn.backbone import Backbone
 from nomoat.nn.lora import LoRA
+from nomoat.train.warn import Watch
 
 TINY = CLIP.tiny()
 VISION = TINY.vision
@@ -118,6 +119,16 @@ def test_chance_is_what_a_guess_without_knowledge_gets():
     assert replace(TINY, objective="infonce").build({}).chance(batch) == pytest.approx(ln)
     # The best constant logit is that of 1 in 8; a pair then costs ln 8, each of the seven others ln 8/7.
     assert TINY.build({}).chance(batch) == pytest.approx(ln + 7 * math.log(8 / 7))
+
+
+def test_a_loss_that_stays_at_chance_is_told_in_plain_words():
+    batch = TINY.build({}).example(8)
+    chance = TINY.build({}).chance(batch)
+    watch, found = Watch(chance, "picture"), []
+    for step in range(1, 131):  # it falls from 10 to that of knowing nothing, as the bias learns how rare pairs are
+        found += watch.see(step, step / 1000 + 0.05, chance + 7 * math.exp(-step / 8))
+    assert len(found) == 1
+    assert f"still that of guessing: {chance:.2f} nats a picture" in found[0]
 
 
 def test_every_parameter_learns_with_registers_and_a_deep_caption_tower():

@@ -5,8 +5,8 @@
 
 A gallery is all that is given. Whatever is as near as the right one counts as nearer, so that a model for which all is
 alike finds nothing. Captions that are the same word for word, and their pictures, are all right: none of them counts
-against another. Beside each share stand what guessing gets and the 95 % interval (percentile bootstrap over pairs, Efron
-1979).
+against another. Beside each share stand what guessing gets and the 95 % interval (percentile bootstrap over pairs,
+Efron 1979).
 
 Radford et al. 2021, arXiv:2103.00020, section 3.1 (prompts; the mean of several).
 """
@@ -86,7 +86,7 @@ def retrieval(model: Encodes, batches: Iterable[Batch], at: Sequence[int] = (1, 
             raise ConfigError(f"there is no recall@{k}", fix="k is at least 1")
         chance = float((k / others_N).clamp(max=1).mean())
         hits = {way: (nearer_N < k).numpy().astype(np.float64) for way, nearer_N in ways.items()}
-        hits["mean of both"] = sum(hits.values()) / 2
+        hits["mean of both"] = np.mean([*hits.values()], axis=0)
         shares += [share(f"{way}, recall@{k}", hits_N, chance) for way, hits_N in hits.items()]
     return shares
 
@@ -150,7 +150,9 @@ def _encoded(model: Encodes, batches: Iterable[Batch]) -> tuple[Tensor, Tensor, 
             rows = words["caption"].masked_fill(~words["caption_mask"], -1).cpu().tolist()
             said += [repr([word for word in row if word >= 0]).encode() for row in rows]
     if len(said) < 2:
-        raise DataError(f"{len(said)} pictures with captions are no gallery", "there is nothing to be taken for another")
+        raise DataError(
+            f"{len(said)} pictures with captions are no gallery", "there is nothing to be taken for another"
+        )
     return torch.cat(pictures), torch.cat(captions), said
 
 

@@ -85,7 +85,12 @@ class CLIP:
                 f"there is no objective `{self.objective}`", f"there is {known}", nearest(self.objective, OBJECTIVES)
             )
         for wrong, what, why, fix in (
-            (self.vocab_size < 2, f"vocab_size {self.vocab_size} leaves no word", "captions are one tower", "2 or more"),
+            (
+                self.vocab_size < 2,
+                f"vocab_size {self.vocab_size} leaves no word",
+                "captions are one tower",
+                "2 or more",
+            ),
             (
                 min(self.channels, self.patch, self.caption_length, self.caption_width, self.width) < 1,
                 "channels, patch, caption_length, caption_width and width are at least 1",
@@ -121,8 +126,7 @@ class CLIP:
     @classmethod
     def tiny(cls) -> CLIP:
         vision = Backbone(width=32, depth=2, heads=2, dialect=PICTURES, causal=False, position_axes=2)
-        words = {"caption_length": 6, "caption_width": 32, "caption_depth": 0}
-        return cls(vocab_size=17, size=8, patch=2, vision=vision, registers=1, width=32, **words)
+        return cls(17, 8, 3, 2, vision, registers=1, caption_length=6, caption_width=32, caption_depth=0, width=32)
 
 
 class TwoTowers(Family):
@@ -184,7 +188,9 @@ class TwoTowers(Family):
         if channels != self.config.channels:
             raise ConfigError(f"pictures of {channels} channels", f"this model reads {self.config.channels}")
         if rows != columns:
-            raise ConfigError(f"a picture of {rows} x {columns} pixels", "this model reads square ones", "crop it first")
+            raise ConfigError(
+                f"a picture of {rows} x {columns} pixels", "this model reads square ones", "crop it first"
+            )
         if rows == size:
             return image_BCYX
         return F.interpolate(image_BCYX, size=(size, size), mode="bilinear", antialias=True)
@@ -218,7 +224,7 @@ class TwoTowers(Family):
         return Loss(total(logits_BB, pair_BB, counted_BB), said_B.sum(), {"picked": picked.float()})
 
     def pairs(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Which picture and caption are a pair, and which two count at all: both [B, B], see the module's first lines."""
+        """Which picture and caption are a pair, and which two count at all, [B, B]: see the module's first lines."""
         said_B = batch["caption_mask"].any(1)
         pair_BB = torch.diag(said_B)
         same_BB = batch["same"] if "same" in batch else same(batch)

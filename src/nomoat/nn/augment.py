@@ -1,6 +1,6 @@
 """Pictures changed by chance before they are learned from, so that a small set does not run out.
 
-    image_BCYX -> cut, turned, mirrored (one affine map a picture, bilinear) -> brightness, contrast, saturation -> image
+    image_BCYX -> cut, turned, mirrored (one affine map each, bilinear) -> brightness, contrast, saturation -> image
 
 All of it at once for a whole batch, and every number comes from the generator that is passed: it is for `draw`.
 Off unless asked for. Simard et al. 2003 (affine distortions); Krizhevsky et al. 2012 (crops and colours).
