@@ -30,7 +30,9 @@ def one_step(recipe, rows=2):
     mover = Mover(family, "model", recipe, Settings(torch.device("cpu"), "fp32", rows))
     before = [p.clone() for p in family.parameters()]
     moved = mover.move(family.draw(family.example(rows), torch.Generator()), 0.5)
-    assert moved.finite and moved.loss == pytest.approx(family.first_loss(family.example(rows)), rel=0.1)
+    assert moved.finite
+    if "first_loss" not in family.claims:
+        assert moved.loss == pytest.approx(family.first_loss(family.example(rows)), rel=0.1)
     assert any(not torch.equal(a, b) for a, b in zip(before, family.parameters(), strict=True))
 
 
@@ -59,8 +61,12 @@ def test_it_builds_and_takes_a_step(name):
     recipe = find(name)
     if hasattr(recipe.family, "policy"):  # it wraps the model that it begins with
         one_step(replace(recipe, family=replace(recipe.family, policy=LM.tiny()), start=None))
-    else:
+    elif hasattr(recipe.family, "context_length"):
         one_step(replace(recipe, family=replace(recipe.family, context_length=32)))
+    elif hasattr(recipe.family, "base"):  # it leads a model that is trained already
+        one_step(replace(recipe, family=replace(recipe.family, base=type(recipe.family).tiny().base), parts={}))
+    else:
+        one_step(replace(recipe, parts={}))
 
 
 def test_gpt2_has_the_published_count():

@@ -205,6 +205,16 @@ class Recipe:
         """The config of the family that is kept: a wrapping config names it, any other is it."""
         return getattr(self.family, "product", self.family)
 
+    def found(self, parts: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Return all parts, name -> family: those given, the others loaded from their runs.
+
+        Raises:
+            RunError, CheckpointError: a part is no run, or has no weights.
+        """
+        from nomoat.core.run import load
+
+        return {**{name: load(ref) for name, ref in self.parts.items() if name not in (parts or {})}, **(parts or {})}
+
     def build(self, parts: Mapping[str, Any] | None = None) -> Family:
         """Return the untrained family: built from its parts, then started from another run, then adapted.
 
@@ -218,8 +228,7 @@ class Recipe:
         from nomoat.core.family import Frozen
         from nomoat.core.run import load
 
-        whole = {**{name: load(ref) for name, ref in self.parts.items() if name not in (parts or {})}, **(parts or {})}
-        family = self.family.build({name: Frozen(part) for name, part in whole.items()})
+        family = self.family.build({name: Frozen(part) for name, part in self.found(parts).items()})
         if self.start is not None:
             begun = load(self.start, merged=self.adapt is None)
             if begun.shared:

@@ -322,6 +322,7 @@ def _filled(recipe: Recipe, parts: Mapping[str, Any] | None, tensors: dict[str, 
         return family
     # Whatever it began with, the checkpoint holds all of it; and of what wraps it, nothing.
     recipe = replace(recipe, start=None, family=recipe.product)
+    parts = recipe.found(parts)  # before what follows is hollow: these are real
     with hollow():
         family = recipe.build(parts)
     own = family.state_dict()
