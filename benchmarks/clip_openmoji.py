@@ -2,8 +2,9 @@
 
     python benchmarks/clip_openmoji.py SHARED [--minutes 20] [--seeds 1] [--objective siglip|infonce] [--smoke]
 
-A picture's caption is its name and its keywords; in training some keywords, drawn anew each time, are left out. Words
-that no training caption has are not read. 2,204 emoji; a tenth (220) is held out, whole bases at a time.
+2,204 emoji; a tenth (220) is held out, whole bases at a time. A picture's caption is its name and its keywords; in
+training some keywords, drawn anew each time, are left out. Words that no training caption has are not read; a caption of
+such words alone is read as one word that means nothing.
 
 Base: two emoji are of one base where they share (1) the code points that are left without joiners, variation selectors,
 skin tones, signs of gender, direction and hair, with man and woman read as person, boy and girl as child; or (2) the
@@ -176,8 +177,9 @@ class Drawings:
         return WordTokenizer.of(caption(emoji(self.shared)[number]) for number in self.shown)
 
     def batch(self, numbers: Sequence[int], said: Sequence[str], tokenizer: WordTokenizer) -> dict[str, Tensor]:
-        """Pictures with what is said of them; unknown words are left out."""
-        caption_BM, mask_BM = padded([tokenizer.known(text) for text in said], LENGTH, tokenizer.eot)
+        """Pictures with what is said of them; unknown words are left out, and where all are, one stands for all."""
+        ids = [known if len(known := tokenizer.known(text)) else np.array([tokenizer.eot]) for text in said]
+        caption_BM, mask_BM = padded(ids, LENGTH, tokenizer.eot)
         pictures = images(self.shared)[torch.tensor(numbers)]
         return {
             "image": pictures,

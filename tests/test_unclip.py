@@ -147,7 +147,7 @@ def test_pictures_and_captions_are_embedded_by_the_part(parts):
         ({"caption_length": 0}, "caption_length"),
         ({"drop": 1.0}, "no share"),
         ({"candidates": 0}, "candidates"),
-        ({"trunk": replace(TINY.trunk, causal=True)}, "causal=false"),
+        ({"stack": replace(TINY.stack, causal=True)}, "causal=false"),
     ],
 )
 def test_a_config_that_cannot_work_says_so(change, said):
@@ -179,6 +179,15 @@ def test_the_chain_draws_and_says_what_from(parts):
     again = whole.generate({"embedding": drawn["embedding"]}, FEW, NEVER)
     torch.testing.assert_close(again["image"], drawn["image"])
     assert not list(whole.parameters()) and not whole.state_dict()
+
+
+def test_guidance_is_for_whoever_was_taught_to_do_without(parts):
+    strict = part(replace(DRAW, drop=0.0))
+    strict.load_state_dict(parts["decoder"].state_dict())
+    guided = Drawing(steps=2, guidance=3.0)
+    drawn = chain({**parts, "decoder": strict}).generate(said(), guided, NEVER)
+    expected = strict.generate({"embedding": drawn["embedding"]}, FEW, NEVER)
+    torch.testing.assert_close(drawn["image"], expected["image"])
 
 
 def test_upsamplers_follow(parts):

@@ -161,6 +161,11 @@ class TwoTowers(Family):
     def _stem_channels(self) -> int:
         return next(int(layer.out_channels) for layer in reversed(self.stem) if isinstance(layer, nn.Conv2d))
 
+    @property
+    def positions_a_sample(self) -> int:
+        """Tokens of the pictures' stack."""
+        return (self.config.size // self.config.patch) ** 2 + self.config.registers
+
     def pictures(self, image_BCYX: Tensor) -> Tensor:
         """Unit vectors [B, E] of pictures in [-1, 1].
 

@@ -112,6 +112,11 @@ class ControlNet(Family):
         is_output = name.startswith("outputs.") and parameter.ndim == 2
         return "head" if is_output else super().role_of(name, parameter)
 
+    @property
+    def positions_a_sample(self) -> int:
+        """Tokens of the stack that is led."""
+        return int(self.base.positions_a_sample)
+
     # What is learned
 
     def draw(self, batch: Batch, generator: torch.Generator) -> Batch:

@@ -28,7 +28,7 @@ from nomoat.nn.backbone import Backbone
 from nomoat.nn.caption import Caption, dropped
 from nomoat.nn.told import Shares
 from nomoat.sampling.drawing import Drawing, noise
-from nomoat.sampling.solvers import SOLVERS, UNIFORM, guided, slerp
+from nomoat.sampling.solvers import SOLVERS, UNIFORM, guided, slerp, unchanged
 
 PARTS = ("clip", "prior", "decoder")
 UPSAMPLER = "upsampler"
@@ -44,8 +44,8 @@ class Prior:
         embedding_width: E, of the shared space of the part `clip`.
         vocab_size: different words of the captions, the padding among them: those of the part `clip`.
         caption_length: most words of a caption.
-        caption_depth: layers that read captions before the trunk does.
-        trunk: the stack; full.
+        caption_depth: layers that read captions before the stack does.
+        stack: full.
         drop: share of the captions that are hidden in training, so that guidance can be asked for.
         candidates: embeddings that are drawn for a caption; the one nearest to the caption's own is kept.
     """
@@ -54,7 +54,7 @@ class Prior:
     vocab_size: int
     caption_length: int = 24
     caption_depth: int = 1
-    trunk: Backbone = field(default_factory=lambda: Backbone(width=192, depth=4, heads=6, causal=False))
+    stack: Backbone = field(default_factory=lambda: Backbone(width=192, depth=4, heads=6, causal=False))
     drop: float = 0.1
     candidates: int = 2
 
@@ -65,7 +65,7 @@ class Prior:
             (self.caption_length < 1, "caption_length is at least 1", ""),
             (not 0 <= self.drop < 1, f"drop {self.drop} is no share", "0.1 is usual; 0 forgoes guidance"),
             (self.candidates < 1, f"{self.candidates} candidates leave nothing to keep", "1 or more; 2 is usual"),
-            (self.trunk.causal, "the prior's stack sees all tokens", "set family.trunk.causal=false"),
+            (self.stack.causal, "the prior's stack sees all tokens", "set family.stack.causal=false"),
         ):
             if wrong:
                 raise ConfigError(what, fix=fix)
@@ -75,8 +75,8 @@ class Prior:
 
     @classmethod
     def tiny(cls) -> Prior:
-        trunk = Backbone(width=32, depth=2, heads=2, causal=False)
-        return cls(embedding_width=8, vocab_size=17, caption_length=6, caption_depth=0, trunk=trunk)
+        stack = Backbone(width=32, depth=2, heads=2, causal=False)
+        return cls(embedding_width=8, vocab_size=17, caption_length=6, caption_depth=0, stack=stack)
 
 
 class PriorModel(Family):
@@ -89,16 +89,21 @@ class PriorModel(Family):
         self.config = config
         self.clip: Frozen | None = (parts or {}).get("clip")
         _same_space(self.clip, config)
-        width, embedding_width = config.trunk.width, config.embedding_width
-        length, heads = config.caption_length, config.trunk.heads
+        width, embedding_width = config.stack.width, config.embedding_width
+        length, heads = config.caption_length, config.stack.heads
         self.words = Caption(config.vocab_size, length, width, config.caption_depth, heads)
         self.said, self.noisy = nn.Linear(embedding_width, width), nn.Linear(embedding_width, width)
         self.nothing, self.query = (nn.Parameter(0.02 * torch.randn(width)) for _ in range(2))
         self.times = Shares(1, width)
-        self.stack = config.trunk.build()
+        self.stack = config.stack.build()
         self.output = nn.Linear(width, embedding_width)
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.output.bias)
+
+    @property
+    def positions_a_sample(self) -> int:
+        """Tokens of the stack."""
+        return self.config.caption_length + BESIDE
 
     # What is learned
 
@@ -211,7 +216,7 @@ class PriorModel(Family):
         x = torch.cat([self._noise(rows, options.seed, first, number) for number in range(many)])
         x = x.to(batch["caption"].device)
         denoise = self._told(batch, options.guidance)
-        found_BE = scaled(SOLVERS[options.solver or "dpm"](denoise, x, UNIFORM.times(options.steps)))
+        found_BE = scaled(SOLVERS[options.solver or "dpm"](denoise, x, UNIFORM.times(options.steps), unchanged))
         if many > 1:
             fit_NB = (found_BE * self._captions(batch)).sum(1).view(many, rows)
             best_B = fit_NB.argmax(0)
@@ -337,15 +342,15 @@ class Chain(Family):
             ConfigError: nothing to make an embedding of.
         """
         embedding_BE = self.embedding(prompts, options, generator)
-        told = {**prompts, "embedding": embedding_BE}
+        told: Batch = {**prompts, "embedding": embedding_BE}
         if "blend" in prompts and "noise" not in prompts:  # what lies between two pictures shares its noise
             chance = noise(1, self.noise_shape, options.seed).to(embedding_BE.device)
             told["noise"] = chance.expand(len(embedding_BE), *self.noise_shape)
-        drawn = self.decoder.generate(told, options, generator)
+        drawn = self.decoder.generate(told, _suited(self.decoder, options), generator)
         for upsampler in self.upsamplers:
-            own = options if upsampler.config.tells and upsampler.config.drop else replace(options, guidance=1.0)
-            first = {name: prompts[name] for name in ("caption", "caption_mask", "first") if name in prompts}
-            drawn = upsampler.generate({**first, "embedding": embedding_BE, "small": drawn["image"]}, own, generator)
+            told = {name: prompts[name] for name in ("caption", "caption_mask", "first") if name in prompts}
+            told |= {"embedding": embedding_BE, "small": drawn["image"]}
+            drawn = upsampler.generate(told, _suited(upsampler, options), generator)
         return {**drawn, "embedding": embedding_BE}
 
     @torch.no_grad()
@@ -387,6 +392,11 @@ def between(first_BE: Tensor, last_BE: Tensor, share_B: Tensor) -> Tensor:
     """On the arc from the first to the last, each row at a share of its own."""
     rows = zip(first_BE, last_BE, share_B.tolist(), strict=True)
     return scaled(torch.cat([slerp(first_E[None], last_E[None], share) for first_E, last_E, share in rows]))
+
+
+def _suited(model: Frozen, options: Drawing) -> Drawing:
+    """Without guidance for a model that was never taught to do without what it is told."""
+    return options if model.config.tells and model.config.drop else replace(options, guidance=1.0)
 
 
 def _same_space(clip: Frozen | None, config: Any) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from nomoat.core.errors import ConfigError
 from nomoat.core.family import Family
 from nomoat.nn.caption import Caption
+from nomoat.nn.lora import put
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ class Inversion:
             most = tower.embed.num_embeddings
             if not all(0 <= row < most for row in (self.row, self.begins or 0)):
                 raise ConfigError(f"there is no row {self.row} (or {self.begins})", f"the model has {most} words")
-            tower.embed = Inverted(tower.embed, self.row, self.row if self.begins is None else self.begins)
+            inverted = Inverted(tower.embed, self.row, self.row if self.begins is None else self.begins)
+            put(product, f"{name}.embed", inverted)
         for each in (family, product):
             state = each.state_dict(keep_vars=True)
             each.shared = frozenset(name for name, tensor in state.items() if not tensor.requires_grad)
@@ -77,11 +79,11 @@ class Inversion:
     @torch.no_grad()
     def merged(family: Family) -> Family:
         """The model with the learned vectors in their tables; the model given is changed."""
-        for module in family.modules():
-            if isinstance(module, Caption) and isinstance(module.embed, Inverted):
-                weight = module.embed.weight.clone()
-                weight[module.embed.row] = module.embed.learned
-                module.embed = nn.Embedding.from_pretrained(weight)
+        for name, module in list(family.named_modules()):
+            if isinstance(module, Inverted):
+                weight = module.weight.clone()
+                weight[module.row] = module.learned
+                put(family, name, nn.Embedding.from_pretrained(weight))
         family.shared = frozenset()
         return family
 

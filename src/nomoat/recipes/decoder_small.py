@@ -10,17 +10,10 @@ from nomoat.data.embedded import Embedded
 from nomoat.data.shapes import Shapes
 from nomoat.families.diffusion import Diffusion
 
-DATA = Shapes(size=32)
-
 recipe = Recipe(
-    about="DALL-E 2's decoder on the shapes world: CLIP embeddings and captions to pictures of 32 pixels.",
-    family=Diffusion(
-        size=32,
-        vocab_size=DATA.words().vocab_size,
-        caption_length=DATA.caption_length,
-        embedding_width=128,
-    ),
-    data=Embedded(DATA, Ref("clip-small")),
+    about="DALL-E 2's decoder on the shapes world: CLIP embeddings to pictures of 32 pixels.",
+    family=Diffusion(size=32, embedding_width=128),
+    data=Embedded(Shapes(size=32), Ref("clip-small")),
     budget=Budget.parse("20m"),
     batch_size=64,
     ema=0.999,

@@ -20,7 +20,7 @@ recipe = Recipe(
         embedding_width=128,
         vocab_size=DATA.words().vocab_size,
         caption_length=DATA.caption_length,
-        trunk=Backbone(width=192, depth=4, heads=6, causal=False),
+        stack=Backbone(width=192, depth=4, heads=6, causal=False),
     ),
     data=DATA,
     budget=Budget.parse("10m"),
