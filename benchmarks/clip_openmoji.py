@@ -3,8 +3,8 @@
     python benchmarks/clip_openmoji.py SHARED [--minutes 20] [--seeds 1] [--objective siglip|infonce] [--smoke]
 
 2,204 emoji; a tenth (220) is held out, whole bases at a time. A picture's caption is its name and its keywords; in
-training some keywords, drawn anew each time, are left out. Words that no training caption has are not read; a caption of
-such words alone is read as one word that means nothing.
+training some keywords, drawn anew each time, are left out. Words that no training caption has are not read; a caption
+of such words alone is read as one word that means nothing.
 
 Base: two emoji are of one base where they share (1) the code points that are left without joiners, variation selectors,
 skin tones, signs of gender, direction and hair, with man and woman read as person, boy and girl as child; or (2) the
