@@ -74,6 +74,10 @@ class Family(nn.Module):
         """Of the largest stack, for which the machine is measured; 0: as many as `tokens` has, or 1."""
         return 0
 
+    def chance(self, batch: Batch) -> float | None:
+        """The loss per count of a guess that knows nothing of its input; where it stays there, people are told."""
+        return self.first_loss(batch)
+
     def draw(self, batch: Batch, generator: torch.Generator) -> Batch:
         """Add all chance that the loss needs (noise, times, masks) to the whole batch, before it is split."""
         return batch

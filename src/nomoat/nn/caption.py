@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from nomoat.core.errors import ConfigError
 from nomoat.core.types import Batch, Ports
 from nomoat.nn.backbone import Backbone
 
@@ -42,8 +43,15 @@ class Caption(nn.Module):
 
         Args:
             batch: `caption` [B, M] and `caption_mask` [B, M].
+
+        Raises:
+            ConfigError: captions that are longer than the tower's.
         """
         said_BM = batch["caption_mask"]
+        if (length := said_BM.shape[1]) > self.length:
+            raise ConfigError(
+                f"captions of {length} words", f"this model reads {self.length} at most", "cut them there"
+            )
         x_BMD = self.embed(batch["caption"]) + self.positions.weight[: said_BM.shape[1]]
         silent_B = ~said_BM.any(1)
         first_BM = torch.zeros_like(said_BM)

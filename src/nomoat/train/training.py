@@ -93,7 +93,7 @@ class Training:
         self.evaluations = _spread(self.evaluations, count)
         self._last_kept, self._last_mark = time.perf_counter(), (self.state.step, self.elapsed())
         if self.writes:
-            chance = family.first_loss(drawn)
+            chance = family.chance(drawn)
             self.journal = Journal(self.run, recipe, family.players, chance, self.tokens_per_step)
             to_do = {"step": self.state.step, "steps": self.plan.steps}
             self.run.note("phase", phase="training", **to_do, counts=self.state.family.counts)

@@ -28,7 +28,7 @@ class Watch:
     """Looks at the training losses of one player as they come.
 
     Args:
-        chance: nats of a guess that knows nothing (`family.first_loss`), or None.
+        chance: nats of a guess that knows nothing (`family.chance`), or None.
         unit: what a loss is divided by, in words.
     """
 
@@ -99,7 +99,7 @@ class Watch:
             return (
                 f"After {step:,} steps the training loss is still that of guessing: {mean:.2f} nats a {self.unit}, "
                 f"where knowing nothing gives {self.chance:.2f}. The learning rate may be far too small or far too "
-                "large, or the data may be noise: look at a few documents, then try another optimizer.learning_rate."
+                "large, or the data may be noise: look at some of it, then try another optimizer.learning_rate."
             )
         entropy = self.entropy()
         if entropy is None or mean < 0.99 * entropy or "input" in self._said or entropy < 0.05:
