@@ -286,10 +286,8 @@ def test_the_engine_stops_when_the_client_leaves(path, stream):
             head = f"POST /v1/{path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
             plug.sendall(f"{head}content-length: {len(text)}\r\n\r\n{text}".encode())
             until(lambda: server.made and server.made[0].engine.counted.tokens_out > 5)
-        left = time.monotonic()
         (ticket,) = server.made[0].engine.tickets
-        until(lambda: ticket.cancelled, 2)
-        assert ticket.cancelled_at - left < 10  # some milliseconds on a quiet machine
+        until(lambda: ticket.cancelled, 10)  # some milliseconds on a quiet machine
         until(lambda: not server.made[0].engine.jobs, 2)
         assert server.made[0].engine.counted.tokens_out < 200
         assert not server.server.mailbox.answers
