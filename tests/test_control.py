@@ -8,8 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from nomoat.core import checkpoint
+from nomoat.core.budget import Budget
 from nomoat.core.errors import ConfigError, DataError
 from nomoat.core.family import Frozen
+from nomoat.core.recipe import Recipe, Ref
+from nomoat.core.run import Run, load
 from nomoat.core.types import Ports
 from nomoat.evaluate.control import agreement, border, edge_score, followed, overlap, silhouette
 from nomoat.families.control import Control, Hinted
@@ -127,6 +131,28 @@ def test_a_part_is_led_whatever_the_config_says_of_it(model):
     assert led.base is base and led.config.base == TINY.base
     assert (led.config.size, led.config.vocab_size, led.config.caption_length) == (8, 11, 5)
     assert led.example(2)["hint"].shape == (2, 2, 8, 8)
+
+
+def test_it_is_a_run_that_loads_with_what_it_leads(tmp_path):
+    with torch.no_grad():
+        base = TINY.base.build({})
+        for parameter in base.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    led = Control().build({"base": Frozen(base)})
+    for output in led.outputs:
+        torch.nn.init.normal_(output.weight, std=0.1)
+    runs = []
+    for name, model, parts in (("base", base, {}), ("led", led, {"base": Ref(str(tmp_path / "base"))})):
+        config = TINY.base if name == "base" else Control()
+        recipe = Recipe("A run.", config, None, Budget.parse("1steps"), 1, parts=parts)
+        runs.append(Run.create(tmp_path, name, recipe))
+        checkpoint.save(runs[-1].checkpoints, 1, {"weights": model.kept()}, {"step": 1})
+        (tmp_path / name).symlink_to(runs[-1].path)
+    loaded, prompts = load(runs[1]), led.example(2)
+    assert loaded.config.size == 8
+    expected = led.generate(prompts, Drawing(steps=2), NEVER)["image"]
+    assert torch.equal(loaded.generate(prompts, Drawing(steps=2), NEVER)["image"], expected)
+    assert loaded.reads >= {"hint", "caption", "init"} and loaded.noise_shape == (3, 8, 8)
 
 
 def test_what_cannot_be_led_says_so(model):

@@ -178,7 +178,7 @@ def test_the_chain_draws_and_says_what_from(parts):
     torch.testing.assert_close(drawn["embedding"], expected)
     again = whole.generate({"embedding": drawn["embedding"]}, FEW, NEVER)
     torch.testing.assert_close(again["image"], drawn["image"])
-    assert not list(whole.parameters()) and not whole.state_dict()
+    assert list(whole.state_dict()) == ["place"] and not any(p.requires_grad for p in whole.parameters())
 
 
 def test_guidance_is_for_whoever_was_taught_to_do_without(parts):
@@ -251,8 +251,8 @@ def test_a_chain_of_parts_that_do_not_fit_says_so(parts):
 # Runs
 
 
-def run_of(root, name, family, parts=None, model=None):
-    recipe = Recipe("A part.", family, None, Budget.parse("1steps"), 1, parts=parts or {})
+def run_of(root, name, family, parts=None, model=None, data=None):
+    recipe = Recipe("A part.", family, data, Budget.parse("1steps"), 1, parts=parts or {})
     run = Run.create(root, name, recipe)
     model = model or family.build({})
     checkpoint.save(run.checkpoints, 1, {"weights": model.kept()}, {"step": 1})
@@ -277,6 +277,12 @@ def test_the_chain_is_a_run_that_loads_with_all_its_parts(parts, tmp_path):
     assert loaded.to("cpu") is loaded
     with pytest.raises(ConfigError, match="is no prior"):
         compose(decoder, decoder, root=tmp_path)
+    other = run_of(tmp_path, "other", SEE)
+    foreign = run_of(tmp_path, "foreign", DRAW, data=Embedded("pictures", Ref(str(other.path))))
+    with pytest.raises(ConfigError, match="space of its own"):
+        compose(prior, foreign, root=tmp_path)
+    own = run_of(tmp_path, "own", DRAW, data=Embedded("pictures", ref["clip"]))
+    assert compose(prior, own, root=tmp_path).status == "done"
 
 
 def test_a_prior_loads_with_its_part(parts, tmp_path):

@@ -44,14 +44,15 @@ def compose(
     if not isinstance(first.product, Prior) or "clip" not in first.parts:
         raise ConfigError(f"{runs[0].name} is no prior", "it makes no embeddings of captions", "train unclip-small")
     names = ["prior", "decoder", *(f"upsampler_{number}" for number in range(len(upsamplers)))]
-    parts = {name: Ref(str(run.path.resolve())).pinned() for name, run in zip(names, runs, strict=True)}
+    parts = {part: Ref(str(run.path.resolve())) for part, run in zip(names, runs, strict=True)}
+    _one_clip(runs[0], runs[1])
     recipe = Recipe(
         about=f"DALL-E 2's design, composed of {', '.join(run.name for run in runs)}.",
         family=UnCLIP.of(first.product, runs[-1].recipe.product),
         data=first.data,
         budget=Budget.parse("1steps"),
         batch_size=1,
-        parts={"clip": first.parts["clip"].pinned(), **parts},
+        parts={"clip": first.parts["clip"], **parts},
     )
     family = recipe.build()  # what does not fit is found before there is a run
     made = Run.create(root, name, recipe)
@@ -59,6 +60,20 @@ def compose(
     for each in WORDS:
         if (runs[0].path / each).exists():
             made.write_text(each, (runs[0].path / each).read_text(encoding="utf-8"))
-    made.decide("composed", {name: run.name for name, run in zip(names, runs, strict=True)}, 0, "asked for")
+    made.decide("composed", {part: run.name for part, run in zip(names, runs, strict=True)}, 0, "asked for")
     made.mark("done")
     return made
+
+
+def _one_clip(prior: Run, decoder: Run) -> None:
+    """Refuse a decoder that was taught the embeddings of another CLIP, as far as its data says which."""
+    encoder = getattr(decoder.recipe.data, "encoder", None)
+    if encoder is None:
+        return
+    own, other = prior.recipe.parts["clip"].pinned(), encoder.pinned()
+    if own.sha256 != other.sha256:
+        raise ConfigError(
+            f"{prior.name} makes embeddings of {own.run}, {decoder.name} reads those of {other.run}",
+            "each CLIP has a space of its own",
+            "train both on one",
+        )

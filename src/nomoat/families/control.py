@@ -99,8 +99,10 @@ class ControlNet(Family):
         width, size = stack.backbone.width, base.config.size
         self.copy = replace(stack.backbone, depth=depth).build()
         self.copy.norm, self.copy.norm_cond = nn.Identity(), NoPort()
-        wanted = self.copy.state_dict().keys()
-        self.copy.load_state_dict({name: each for name, each in stack.state_dict().items() if name in wanted})
+        begun = dict(stack.named_parameters())
+        with torch.no_grad():
+            for name, parameter in self.copy.named_parameters():
+                parameter.copy_(begun[name])
         across = base.config.shape[1] // base.config.patch
         self.hints = Patchify(config.hint_channels, size // across, width)
         self.outputs = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
@@ -185,7 +187,7 @@ class ControlNet(Family):
     @property
     def noise_shape(self) -> tuple[int, int, int]:
         """Of the noise that it begins with."""
-        return tuple(self.config.base.shape)
+        return tuple(self.base.noise_shape)
 
     def _here(self) -> Any:
         """The model that is led, where the copy is."""

@@ -27,8 +27,8 @@ from nomoat.core.types import Batch, Loss, Ports
 from nomoat.nn.backbone import Backbone
 from nomoat.nn.caption import Caption, dropped
 from nomoat.nn.told import Shares
-from nomoat.sampling.drawing import Drawing, noise
-from nomoat.sampling.solvers import SOLVERS, UNIFORM, guided, slerp, unchanged
+from nomoat.sampling.drawing import Drawing, noise, slerp
+from nomoat.sampling.solvers import SOLVERS, UNIFORM, guided, unchanged
 
 PARTS = ("clip", "prior", "decoder")
 UPSAMPLER = "upsampler"
@@ -282,7 +282,6 @@ class Chain(Family):
     """See the module's first lines. Generates pictures, and Encodes them."""
 
     counts: ClassVar[str] = "picture"
-    place: Tensor
 
     def __init__(self, config: UnCLIP, parts: Parts) -> None:
         super().__init__()
@@ -305,8 +304,8 @@ class Chain(Family):
         self.config = config
         if config != (found := UnCLIP.of(self.prior.config, self._last.config)):
             raise ConfigError(f"the chain is said to be {config}", f"its parts make it {found}", "compose it anew")
-        # So that whoever moves the chain also says where its prompts must be.
-        self.register_buffer("place", torch.zeros(1), persistent=False)
+        # The one number of its own says where it is: what it draws by is no parameter of it.
+        self.place = nn.Parameter(torch.zeros(1), requires_grad=False)
 
     @property
     def _last(self) -> Frozen:
@@ -320,7 +319,7 @@ class Chain(Family):
     @property
     def noise_shape(self) -> tuple[int, int, int]:
         """Of the noise that the decoder begins with."""
-        return tuple(self.decoder.config.shape)
+        return tuple(self.decoder.noise_shape)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Chain:
         """The parts move with the chain, wherever it is sent."""
@@ -390,8 +389,7 @@ def scaled(vector_BE: Tensor) -> Tensor:
 
 def between(first_BE: Tensor, last_BE: Tensor, share_B: Tensor) -> Tensor:
     """On the arc from the first to the last, each row at a share of its own."""
-    rows = zip(first_BE, last_BE, share_B.tolist(), strict=True)
-    return scaled(torch.cat([slerp(first_E[None], last_E[None], share) for first_E, last_E, share in rows]))
+    return scaled(slerp(first_BE, last_BE, share_B[:, None]))
 
 
 def _suited(model: Frozen, options: Drawing) -> Drawing:
