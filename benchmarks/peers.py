@@ -93,8 +93,8 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"median": median(values), "min": min(values), "max": max(values), "n": len(values)}
 
 
-def record(name: str, figures: dict[str, Any]) -> Path:
-    """Write figures with command, commit and machine to benchmarks/results/NAME.json and print them."""
+def record(name: str, figures: dict[str, Any], path: Path | None = None) -> Path:
+    """Write figures with command, commit and machine to benchmarks/results/NAME.json, or `path`, and print them."""
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
     ).stdout.strip()
@@ -113,7 +113,7 @@ def record(name: str, figures: dict[str, Any]) -> Path:
         },
         "figures": figures,
     }
-    path = ROOT / "benchmarks" / "results" / f"{name}.json"
+    path = path or ROOT / "benchmarks" / "results" / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))

@@ -50,7 +50,8 @@ def first_rows(path: Path, rows: int | None) -> Path:
 
 
 def manner(chosen: argparse.Namespace) -> Manner:
-    return Manner(None if chosen.full else chosen.lora, learning_rate=chosen.learning_rate)
+    share = {} if chosen.rehearsal is None else {"rehearsal": chosen.rehearsal}
+    return Manner(None if chosen.full else chosen.lora, learning_rate=chosen.learning_rate, **share)
 
 
 def told(event: Any) -> None:
@@ -105,6 +106,7 @@ def main() -> None:
     parser.add_argument("--lora", type=int, default=8)
     parser.add_argument("--full", action="store_true")
     parser.add_argument("--learning-rate", type=float)
+    parser.add_argument("--rehearsal", type=float)
     parser.add_argument("--questions", type=int, default=128)
     parser.add_argument("--rows", type=int, help="only so many rows, for a small form")
     chosen = parser.parse_args()

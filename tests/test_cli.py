@@ -66,14 +66,8 @@ def test_every_command_takes_json_and_computing_ones_a_device():
     for verb in listing.VERBS:
         options = {option for parameter in root.get_command(context, verb.name).params for option in parameter.opts}
         assert "--json" in options
-        if verb.name not in (
-            "runs",
-            "pull",
-            "import",
-            "export",
-            "quantize",
-            "licence",
-        ):  # these compute nothing, or on the CPU alone
+        alone = {"runs", "pull", "import", "export", "quantize", "licence", "compose"}
+        if verb.name not in alone:  # which compute nothing, or on the CPU alone
             assert "--device" in options, verb.name
 
 

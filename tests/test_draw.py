@@ -136,6 +136,30 @@ def test_another_size_is_fitted_where_asked(made: Any, picture: Any) -> None:
     assert np.array_equal(grown.image_YXC[::2, ::2], np.array(Image.open(picture("small.png", 4))))
 
 
+def test_given_pictures_are_read_as_training_pictures_are(made: Any, tmp_path: Path) -> None:
+    run = made(Toy(reads=("small",), upscale=2))
+    grey = np.linspace(0, 65535, 16).astype(np.uint16).reshape(4, 4)
+    Image.fromarray(grey).save(tmp_path / "deep.png")
+    Image.new("CMYK", (4, 4), (255, 0, 0, 0)).save(tmp_path / "cmyk.tif")
+    Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save(tmp_path / "clear.png")
+    shown = {}
+    for name in ("deep.png", "cmyk.tif", "clear.png"):
+        [one] = draw(run, given=Given(small=tmp_path / name))
+        shown[name] = one.image_YXC[::2, ::2]
+    assert np.abs(shown["deep.png"][..., 0].astype(int) - grey / 257).max() <= 1
+    assert (shown["cmyk.tif"][0, 0] == [0, 255, 255]).all() and (shown["clear.png"] == 255).all()
+
+
+@pytest.mark.parametrize(
+    ("content", "why"), [(b"", "empty"), (b"nothing", "not a picture"), (b"\x89PNG\r\n\x1a\n", "damaged picture")]
+)
+def test_a_given_file_that_is_no_picture(made: Any, tmp_path: Path, content: bytes, why: str) -> None:
+    (tmp_path / "it.png").write_bytes(content)
+    with pytest.raises(DataError) as told:
+        draw(made(Toy(reads=("hint",))), given=Given(hint=tmp_path / "it.png"))
+    assert why in told.value.why and "it.png" in told.value.what
+
+
 def test_files_that_are_no_pictures_of_ours(made: Any, picture: Any, tmp_path: Path) -> None:
     (tmp_path / "no.png").write_bytes(b"nothing")
     for path in (picture("plain.png"), tmp_path / "no.png", tmp_path / "absent.png"):

@@ -304,7 +304,7 @@ def test_what_does_not_fit_is_said_before_the_first_step(tmp_path: Path) -> None
         assert caught.value.fix == fix
     for options, message in [
         ({"size": 32}, "16 pixels a side, not 32"),
-        ({"hint": "edges"}, "no hint"),
+        ({"hint": "lines"}, "no hint"),
         ({"caption_length": 0}, "at least 1"),
     ]:
         with pytest.raises(ConfigError, match=message):

@@ -129,10 +129,10 @@ def test_a_base_that_ends_no_question_is_tuned_without(base: Run, data: Path, mo
 
 def test_tune_rehearses_by_itself_and_can_be_told_not_to(base: Run, data: Path, tmp_path: Path) -> None:  # noqa: F811
     run = tune(base, data, "1epochs")
-    assert isinstance(run.recipe.data, Rehearsed) and "35% of the rows are the base's own answers" in run.recipe.about
+    assert isinstance(run.recipe.data, Rehearsed) and "40% of the rows are the base's own answers" in run.recipe.about
     plain = tune(base, data, "1epochs", Manner(rehearsal=0))
     assert isinstance(plain.recipe.data, Lessons)
-    assert run.recipe.budget.amount == pytest.approx(plain.recipe.budget.amount / 0.65, abs=1)
+    assert run.recipe.budget.amount == pytest.approx(plain.recipe.budget.amount / 0.6, abs=1)
     assert [one["name"] for one in run.read_json("report.json")["learned"]] == [
         one["name"] for one in plain.read_json("report.json")["learned"]
     ]

@@ -15,6 +15,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nomoat.composing import compose
+    from nomoat.controlling import control
     from nomoat.distilling import distil
     from nomoat.drawing import draw
     from nomoat.judging import arena, judge
@@ -44,12 +46,14 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "arena", "chat", "distil", "doctor", "draw", "evaluate", "export", "generate", "import_model", "judge", "licence",
-    "load", "make", "open_teacher", "plan", "prefer", "pull", "quantize", "resume", "runs", "serve", "surprise",
-    "synth", "train", "tune",
+    "arena", "chat", "compose", "control", "distil", "doctor", "draw", "evaluate", "export", "generate",
+    "import_model", "judge", "licence", "load", "make", "open_teacher", "plan", "prefer", "pull", "quantize",
+    "resume", "runs", "serve", "surprise", "synth", "train", "tune",
 ]  # fmt: skip
 _HOMES = {
     "arena": "nomoat.judging",
+    "compose": "nomoat.composing",
+    "control": "nomoat.controlling",
     "distil": "nomoat.distilling",
     "draw": "nomoat.drawing",
     "judge": "nomoat.judging",

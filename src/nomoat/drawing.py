@@ -141,9 +141,7 @@ def again(picture: Path | str, out: Path | str | None = None, device: str = "aut
             f"{opened.name} is no longer what drew {picture}", "its weights are others now", "draw with an older copy"
         )
     family, row = _family(opened, device), int(settings["row"])
-    pictures = {
-        name: _read(io.BytesIO(base64.b64decode(text)), name) for name, text in settings.get("pictures", {}).items()
-    }
+    pictures = {name: _read(io.BytesIO(base64.b64decode(text))) for name, text in settings.get("pictures", {}).items()}
     [image_YXC] = _rows(opened, family, settings, pictures, range(row, row + 1))
     path = None if out is None else _write(Path(out), f"{opened.label}-{settings['seed']}", row, image_YXC, settings)
     return Drawn(image_YXC, settings, path)
@@ -246,7 +244,11 @@ def _prompts(
         made["label"] = torch.full((count,), _label(run, asked["prompt"]))
     for name in set(pictures) - {"from", "to"}:
         image = _tensor(pictures[name]).expand(count, -1, -1, -1)
-        made[name] = image[:, :1] > 0 if name == "mask" else (image + 1) / 2 if name == "hint" else image
+        if name == "hint":
+            grey = getattr(config, "hint_channels", 3) == 1
+            image = (image + 1) / 2
+            image = image.mean(1, keepdim=True) if grey else image
+        made[name] = image[:, :1] > 0 if name == "mask" else image
     if asked.get("between"):
         share_B = torch.tensor([row / max(1, asked["n"] - 1) for row in rows]).clamp(max=1.0)
         share_B111 = share_B[:, None, None, None]
@@ -265,10 +267,6 @@ def _prompts(
             one, other = (noise(1, family.noise_shape, int(seed)) for seed in asked["between"])
             made["noise"] = slerp(one, other, share_B.view((-1,) + (1,) * len(family.noise_shape)))
     return made
-
-
-def _at(place: Any, value: Any) -> Any:
-    return value.to(place) if hasattr(value, "to") else value
 
 
 def _caption(run: Run, config: Any, prompt: str, count: int) -> dict[str, Any]:
@@ -295,6 +293,8 @@ def _label(run: Run, prompt: str) -> int:
 
 def _pictures(given: Given, family: Any) -> dict[str, NDArray[Any]]:
     """What was given, read and of the size that the model needs."""
+    from nomoat.data.picture_files import fitted
+
     size = int(family.config.size)
     found: dict[str, NDArray[Any]] = {}
     files = {name: getattr(given, name) for name in ("init", "mask", "hint", "small", "like")}
@@ -304,7 +304,7 @@ def _pictures(given: Given, family: Any) -> dict[str, NDArray[Any]]:
         if path is None:
             continue
         side = size // int(getattr(family.config, "upscale", 1)) if name == "small" else size
-        image = _read(path, name)
+        image = _read(path)
         if image.shape[:2] != (side, side) and name != "like" and not given.fit:
             height, width = image.shape[:2]
             raise ConfigError(
@@ -313,7 +313,7 @@ def _pictures(given: Given, family: Any) -> dict[str, NDArray[Any]]:
                 "what is to lie beneath a picture must have its size",
                 "add --fit to have it cropped and scaled, or do it yourself",
             )
-        found[name] = image if image.shape[:2] == (side, side) else _fitted(image, side, name)
+        found[name] = image if image.shape[:2] == (side, side) else fitted(image, side, name == "mask")
     return found
 
 
@@ -321,30 +321,20 @@ def _is_seed(text: str) -> bool:
     return text.lstrip("-").isdigit()
 
 
-def _read(file: Path | str | io.BytesIO, name: str) -> NDArray[np.uint8]:
+def _read(file: Path | str | io.BytesIO) -> NDArray[np.uint8]:
     """A picture as [Y, X, 3]."""
-    import numpy as np
-    from PIL import Image
+    from nomoat.data.picture_files import whole_of
+    from nomoat.data.streams import UnreadableError
 
     try:
-        with Image.open(file) as held:
-            return np.array(held.convert("RGB"))
+        return whole_of(file.getvalue() if isinstance(file, io.BytesIO) else Path(file).read_bytes())
     except FileNotFoundError:
         raise DataError(f"there is no file {file}", "", "check the path") from None
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{file} cannot be read as a picture", str(error), "name a PNG or JPEG") from error
-
-
-def _fitted(image: NDArray[Any], side: int, name: str) -> NDArray[Any]:
-    """The middle of a picture, scaled."""
-    import numpy as np
-    from PIL import Image
-
-    edge = min(image.shape[:2])
-    top, left = ((length - edge) // 2 for length in image.shape[:2])
-    cut = Image.fromarray(image[top : top + edge, left : left + edge])
-    filter_ = Image.Resampling.NEAREST if name == "mask" else Image.Resampling.LANCZOS
-    return np.array(cut.resize((side, side), filter_))
+    except OSError as error:
+        raise DataError(f"{file} cannot be read", error.strerror or str(error), "check the path") from error
+    except UnreadableError as error:
+        why = f"{error.reason}: {error.detail}" if error.detail else error.reason
+        raise DataError(f"{file} cannot be read as a picture", why, "name a PNG or JPEG") from error
 
 
 def _tensor(image_YXC: NDArray[Any]) -> Any:

@@ -37,7 +37,7 @@ TOKENS = 85
 """About so many has a conversation."""
 FEWEST, MOST = 16, 2048
 """Conversations that are written."""
-WAVE = 32
+WAVE = 64
 """Questions drawn together."""
 WAVES = 3 * MOST // WAVE
 """After so many it is given up: a weak model ends few of its questions, or asks the same."""

@@ -43,12 +43,14 @@ CONTEXT = 1024
 """Most tokens of a conversation, unless asked otherwise; all of them lie on the way from one gradient to the next."""
 STEPS = 64
 """Steps that a pass over the data takes at least, as long as a step has a row."""
-STEP_TOKENS = 4096
+STEP_TOKENS = 1024
+LORA_RATE, FULL_RATE, TRIED_WIDTH = 1e-3, 1e-5, 576
+"""Learning rates of adapters and of all weights. The first was tried at this width; it falls with the root of wider."""
 PASSES = 3
 """Passes over the data at most, however much time is left: more of them teach little and cost what was known."""
 SMALL_BYTES = 20_000_000
 """Below about this much text a model of one's own does not learn a language: one that knows it is the better start."""
-REHEARSAL, MOST_REHEARSAL = 0.35, 0.9
+REHEARSAL, MOST_REHEARSAL = 0.4, 0.9
 """Share of the rows in which a base hears its own answers; the most that leaves room for anything else."""
 WRITING = 0.1
 """Share of a budget of time that writing them may take."""
@@ -86,10 +88,11 @@ class Manner:
             raise ConfigError(f"a rehearsal of {self.rehearsal:g}", "it is a share of all rows",
                               f"allowed: 0 (none) to {MOST_REHEARSAL:g}")  # fmt: skip
 
-    @property
-    def rate(self) -> float:
-        """The learning rate."""
-        return self.learning_rate or (1e-5 if self.lora is None else 2e-4)
+    def rate(self, width: int) -> float:
+        """The learning rate for a base of this width."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return FULL_RATE if self.lora is None else LORA_RATE * min(1.0, (TRIED_WIDTH / width) ** 0.5)
 
     def adapt(self) -> Any:
         """What the recipe adapts."""
@@ -101,10 +104,10 @@ class Manner:
 
         return LoRA(rank=self.lora, alpha=2.0 * self.lora, dora=self.dora)
 
-    def said(self) -> str:
+    def said(self, rate: float) -> str:
         """In words."""
         kind = "all weights" if self.lora is None else f"{'DoRA' if self.dora else 'LoRA'} of rank {self.lora}"
-        return f"{kind}, learning rate {self.rate:g}"
+        return f"{kind}, learning rate {rate:.2g}"
 
 
 def tune(  # noqa: PLR0913 - the settings of one tuning; each is asked for by name
@@ -199,11 +202,12 @@ def _tuned_from(model: Run | Path | str, data: Path | str, asked: _Asked, watch:
     group = checkpoint.model_group(found.path)
     rows = lessons.open().epoch_samples
     batch_size = max(1, min(rows // STEPS, STEP_TOKENS // lessons.context_length))
-    rate, taught = asked.manner.rate, _rehearsed(lessons, base, asked, watch)
+    rate = asked.manner.rate(base.recipe.product.backbone.width)
+    taught = _rehearsed(lessons, base, asked, watch)
     learned = 1 - getattr(taught, "share", 0.0)
     said = "" if learned == 1 else f"; {1 - learned:.0%} of the rows are the base's own answers"
     recipe = Recipe(
-        about=f"{base.label}, tuned on {Path(data).resolve().name}: {asked.manner.said()}{said}.",
+        about=f"{base.label}, tuned on {Path(data).resolve().name}: {asked.manner.said(rate)}{said}.",
         family=base.recipe.product,
         data=taught,
         budget=_budget(asked, math.ceil(rows / batch_size / learned)),

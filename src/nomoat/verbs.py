@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nomoat import distilling, licensing, making, picturing, tuning
+from nomoat import controlling, distilling, licensing, making, picturing, tuning
 from nomoat.core import run as _run
 from nomoat.core import runs as _runs
 from nomoat.core.config import override
@@ -155,6 +155,7 @@ def resume(run: Run | Path | str, device: str = "auto", watch: Watch | None = No
         (tuning.is_tuned, tuning.tuned),
         (distilling.is_distilled, distilling.ended),
         (picturing.is_drawn, picturing.drawn),
+        (controlling.is_controlled, controlling.controlled),
     )
     ends = next((ends for did, ends in begun_by if did(opened)), making.trained)
     if opened.status == "done" and (ends is making.trained or opened.read_json("report.json")):

@@ -51,6 +51,7 @@ VERBS = (
         "nomoat.cli.making:train",
         trains=True,
     ),
+    Verb("make", "compose PRIOR DECODER", "one run of several: DALL-E 2's design", "nomoat.cli.composing:compose"),
     Verb("make", "resume last", "go on with a stopped run", "nomoat.cli.making:resume", trains=True),
     Verb("use", "pull smollm2-135m-instruct", "fetch a published model, as a run", "nomoat.cli.pulling:pull"),
     Verb("use", 'generate last "def read("', "text from a model, as it is written", "nomoat.cli.using:generate"),
@@ -69,6 +70,13 @@ VERBS = (
         "prefer last pairs.jsonl",
         "taught by better and worse answers",
         "nomoat.cli.preferring:prefer",
+        trains=True,
+    ),
+    Verb(
+        "improve",
+        "control last mask",
+        "pictures led by masks or outlines",
+        "nomoat.cli.controlling:control",
         trains=True,
     ),
     Verb(

@@ -121,6 +121,21 @@ def square_of(
     )
 
 
+def whole_of(content: bytes, ground: str = "white") -> NDArray[np.uint8]:
+    """Decode a picture as it is: [Y, X, 3], the first frame, upright, 8 bits a channel, on a ground colour.
+
+    Raises:
+        UnreadableError: as `square_of`.
+    """
+    image, _ = _of_bytes(content, MOST_PIXELS)  # a JPEG is decoded in full
+    return np.array(_laid(image, ground)[0])
+
+
+def fitted(pixels: NDArray[np.uint8], size: int, codes: bool = False) -> NDArray[np.uint8]:
+    """The middle square of a picture [Y, X, 3], `size` pixels a side; `codes`: pixels are picked, never mixed."""
+    return np.array(_sized(_middle(Image.fromarray(pixels)), size, codes))
+
+
 def sides_of(content: bytes) -> tuple[int, int]:
     """Width and height from the header alone; (0, 0) where it cannot be read."""
     with suppress(Exception), Image.open(io.BytesIO(content), formats=FORMATS) as image:

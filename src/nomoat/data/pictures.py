@@ -25,6 +25,7 @@ from nomoat.core.errors import ConfigError, DataError, nearest
 from nomoat.core.types import Batch
 from nomoat.data.manifest import NAME, Manifest, changed
 from nomoat.data.order import Indices, Order, key
+from nomoat.data.outlines import of_alpha, of_pixels
 from nomoat.data.picture_ingest import FACTS, HINTS, PICTURES, SPLITS, TOKENIZER, write_pictures
 from nomoat.data.picture_listing import choose_size, is_pictures
 from nomoat.data.tokenizer import load
@@ -32,6 +33,8 @@ from nomoat.data.words import WordTokenizer, padded
 
 __all__ = ["PictureFiles", "PictureRows", "Pictures", "choose_size", "is_pictures", "write_pictures"]
 
+EDGES = "edges"
+"""The control picture that is made while pictures are read."""
 CAPTION, FLIP = -3, -4  # apart from the sources' own numbers, which name the keys of their permutations
 PATCH = 4  # a picture counts as many tokens as it has patches of 4 x 4 pixels
 
@@ -48,7 +51,8 @@ class Pictures:
         caption_length: most words of a caption, M; of longer ones the beginning is read.
         ids: the manifest's id as it was when the recipe was resolved; empty: not checked.
         hint: "mask" (the alpha of transparent pictures) or "pair" (the pictures that lie beside others); only pictures
-            that have one are read then. Empty: none.
+            that have one are read then. "edges": outlines, of the alpha where there is one, else of the brightness.
+            Empty: none.
         flip: mirror every other picture, drawn anew each epoch.
     """
 
@@ -60,9 +64,9 @@ class Pictures:
     flip: bool = False
 
     def __post_init__(self) -> None:
-        if self.hint and self.hint not in HINTS:
-            near = nearest(self.hint, HINTS)
-            raise ConfigError(f"there is no hint `{self.hint}`", f"there is {' and '.join(HINTS)}", near)
+        if self.hint and self.hint not in (known := (*HINTS, EDGES)):
+            near = nearest(self.hint, known)
+            raise ConfigError(f"there is no hint `{self.hint}`", f"there is {', '.join(known)}", near)
         if self.caption_length < 1:
             raise ConfigError("caption_length must be at least 1", f"it is {self.caption_length}")
 
@@ -195,7 +199,11 @@ class PictureRows:
         first = 0 if split == SPLITS[0] else counts[0]
         self.rows = np.arange(first, first + counts[SPLITS.index(split)])
         self.hints: NDArray[np.uint8] | None = None
-        if data.hint:
+        if data.hint == EDGES:
+            path = folder / "mask.npy"
+            self.hints = _mapped(path, sum(counts)) if path.is_file() else None
+            self.clear = np.array(self.column("mask").to_pylist(), dtype=bool)
+        elif data.hint:
             there = np.array(self.column(data.hint).to_pylist(), dtype=bool)
             if not there.any():
                 others = [name for name in HINTS if (folder / f"{name}.npy").is_file()]
@@ -260,9 +268,20 @@ class PictureRows:
             made["caption"], made["caption_mask"] = (torch.from_numpy(each[chosen_B]) for each in (ids_KM, there_KM))
         if self.labels is not None:
             made["label"] = torch.from_numpy(self.labels[row_B])
-        if self.hints is not None:
-            made["hint"] = _channels_first(self.hints[row_B], mirrored_B) / 255.0
+        if self.data.hint:
+            made["hint"] = _channels_first(self._hints(row_B), mirrored_B) / 255.0
         return {**made, "index": torch.from_numpy(np.array(index, dtype=np.int64).reshape(-1))}
+
+    def _hints(self, row_B: Indices) -> NDArray[np.uint8]:
+        """The control pictures of rows, [B, Y, X, H]."""
+        if self.data.hint != EDGES:
+            assert self.hints is not None
+            return self.hints[row_B]
+        line_BYX = of_pixels(self.pixels[row_B])
+        if self.hints is not None:
+            clear_B = self.clear[row_B]
+            line_BYX[clear_B] = of_alpha(self.hints[row_B[clear_B]][..., 0])
+        return line_BYX[..., None]
 
 
 @dataclass(frozen=True)

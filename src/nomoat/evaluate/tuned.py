@@ -32,7 +32,7 @@ from nomoat.sampling.write import Continuation, continue_tokens
 
 FORGETTING = 0.05
 """What may be lost before it is worth a warning."""
-ROWS = 16  # answers written together
+ROWS = 64  # answers written together
 WINDOW = 1024  # tokens that are looked back on in a general text
 
 

@@ -150,7 +150,7 @@ class LanguageModel(Family):
     def decode(self, tokens_BL: Tensor, memory: Memory, slots: Sequence[int], last: bool = False) -> Tensor:
         """Append tokens [B, L] to the slots and return the logits [B, L, V] after each; `last`: [B, 1, V]."""
         x_BLD = self.stack(self.embed(tokens_BL), None, Ports(), memory, slots).x_BLD * self.output_scale
-        x_BLD = x_BLD[:, -1:] if last else x_BLD
+        x_BLD = x_BLD[:, -1:].contiguous() if last else x_BLD  # else PyTorch copies the table for every row
         layer = self.embed if self.output is None else self.output
         packed = None if self.shared else getattr(layer, "matrix", None)  # adapters learn beside exact weights
         logits_BLV = F.linear(x_BLD, self.table).float() if packed is None else packed.multiply(x_BLD)

@@ -3,7 +3,7 @@
 nomoat train clip-small
 nomoat train unclip-small
 nomoat train decoder-small
-python -c "from nomoat.composing import compose; compose('unclip-small', 'decoder-small')"
+nomoat compose unclip-small decoder-small
 """
 
 from nomoat.core.budget import Budget
