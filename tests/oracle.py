@@ -36,6 +36,8 @@ def inventive(body):
     def sentence(start, count=9):
         return " ".join(WORDS[digest[(start + place) % 32] % len(WORDS)] for place in range(count))
 
+    if "List three questions" in body["messages"][-1]["content"]:
+        return completion("\n".join(f"{n}. What of the {sentence(5 * n)}?" for n in range(1, 4)))
     if "List" in body["messages"][-1]["content"]:
         return completion("\n".join(f"{n}. Write about the {sentence(5 * n)}." for n in range(1, 4)))
     return completion(f"It was the {sentence(0)}, and then {sentence(9)}.")

@@ -395,6 +395,33 @@ def test_evolved_tasks_grow_from_each_other_and_copies_are_left_out():
     assert grown.row("evol", Scripted())["generation"] == 1
 
 
+def test_questions_are_read_in_the_forms_that_small_teachers_write_and_nothing_else_is():
+    draft = Draft("questions", parents=(Seed("The river froze."),))
+
+    def asked(text):
+        found = synth_methods.read("questions", draft, text)
+        assert all(each.instruction.startswith("The river froze.") for each in found)
+        assert all(each.ask == each.instruction + synth_methods.BRIEFLY for each in found)
+        return [each.topic for each in found]
+
+    assert asked("1. What froze?\n2) When did it?\n- Why?\n4. Who saw it?") == ["What froze?", "When did it?", "Why?"]
+    assert asked("Question: How is it cut?\n\nPick: 3") == ["How is it cut?"]
+    assert asked("Question 1: What froze?\n\nQ2. Who saw it?\nQ: What froze?") == ["What froze?", "Who saw it?"]
+    assert asked('Sentence A: "The server is new."\nThe answer is a question.') == []
+
+
+def test_passages_are_asked_again_while_rows_are_missing(tmp_path):
+    (tmp_path / "doc.txt").write_text("The river froze in March, and the mill stood still until the thaw.\n")
+    replies = iter(["Nothing.", "1. What froze in March?", "The river.", "1. When did the mill stand still?", "Then."])
+
+    def script(body):
+        return completion(next(replies, "Nothing."))
+
+    changes = {"method": "questions", "count": 2, "concurrency": 1}
+    made = synth(recipe(str(tmp_path / "doc.txt"), **changes), output=tmp_path / "out", teacher=Scripted(script))
+    assert made.report["rows"] == 2
+
+
 def test_rejection_keeps_right_answers_only(tmp_path):
     path = tmp_path / "sums.jsonl"
     path.write_text(json.dumps({"question": "What is 2 + 3?", "answer": "#### 5"}) + "\n")

@@ -303,14 +303,15 @@ class _Writing:
             return
         self._told, spent = now, self.store.spent()
         at_hand = [*(job.draft.stage for job in pending), *(draft.stage for draft in self._more)]
-        most = float("inf") if self.recipe.method in ENDLESS else (len(self.seeds) - self._begun) * self.recipe.samples
+        left = synth_methods.METHODS[self.recipe.method].rounds * len(self.seeds) - self._begun
+        most = float("inf") if self.recipe.method in ENDLESS else left * self.recipe.samples
         rest = self._forecast.whole(at_hand, self._first, rows, wanted, most)
         tokens = self._forecast.read + rest.read, self._forecast.written + rest.written
         # A pause between sessions costs nothing: seconds follow the tokens written.
         seconds = spent.seconds * tokens[1] / max(1, spent.completion_tokens)
         told: dict[str, Any] = {"rows": rows, "wanted": wanted, "dropped": len(self.dropped)}
         told |= {"tokens": spent.prompt_tokens + spent.completion_tokens, "seconds": spent.seconds}
-        self.watch({"kind": "synth", **told, "seconds_left": seconds - spent.seconds})
+        self.watch({"kind": "synth", **told, "seconds_left": max(0.0, seconds - spent.seconds)})
         if due:
             self._foretold = True
             self._foretell(round(rows + rest.rows), tokens, seconds)

@@ -60,12 +60,15 @@ about different things, and name what you ask about instead of saying "the passa
 
 Passage:
 {text}"""
-PASSAGE = "{text}\n\n{question}"
+PASSAGE, BRIEFLY = "{text}\n\n{question}", "\n\nAnswer in one to three sentences."
 STEPS = "{question}\n\nThink step by step, and end with the answer alone on the last line."
 
+QUESTION = re.compile(r"^\W*(?:q(?:uestion)?\W*\d*\W*[:.)]\s*)?(.+\?)\W*$", re.IGNORECASE)
 ITEM = re.compile(r"^\s*(?:\d+[.):]|[-*])\s+(.+?)\s*$")
 SHORTEST = 3
 """Words of an instruction."""
+ROUNDS = 4
+"""How often a passage is asked about, while rows are missing: a small teacher's first questions may come to nothing."""
 ASIDE = 256
 """Most tokens of what is asked on the way to an answer: lists, tasks, people. A small teacher goes on listing."""
 
@@ -77,6 +80,8 @@ class Method(NamedTuple):
 
     begin: Begin
     read: dict[str, Callable[[Draft, str], list[Draft]]]
+    rounds: int = 1
+    """How often it goes through the seeds."""
 
 
 def read(method: str, draft: Draft, text: str) -> list[Draft]:
@@ -145,14 +150,19 @@ def _instructed(draft: Draft, text: str) -> list[Draft]:
 
 
 def _questions(seeds: Sequence[Seed], made: Sequence[Seed], number: int, chance: Random) -> Draft | None:
-    if number >= len(seeds):
+    if number >= ROUNDS * len(seeds):
         return None
-    return Draft("questions", QUESTIONS.format(text=seeds[number].text), parents=(seeds[number],))
+    seed = seeds[number % len(seeds)]
+    return Draft("questions", QUESTIONS.format(text=seed.text), parents=(seed,))
 
 
 def _asked(draft: Draft, text: str) -> list[Draft]:
+    """Three questions at most: items of a list, or lines, that end as questions do."""
     passage = draft.parents[0].text
-    return [_task(draft, PASSAGE.format(text=passage, question=item), item) for item in items(text)[:3]]
+    lines = items(text) or text.splitlines()
+    found = list(dict.fromkeys(match[1].strip() for line in lines if (match := QUESTION.match(line.strip()))))
+    drafts = [_task(draft, PASSAGE.format(text=passage, question=question), question) for question in found[:3]]
+    return [replace(each, ask=each.ask + BRIEFLY) for each in drafts]
 
 
 def _rejection(seeds: Sequence[Seed], made: Sequence[Seed], number: int, chance: Random) -> Draft | None:
@@ -168,7 +178,7 @@ METHODS = {
     "evol": Method(_evol, {"evolve": _evolved}),
     "persona": Method(_persona, {"persona": _person, "task": lambda draft, text: [_task(draft, text)]}),
     "back-translation": Method(_back, {"instruct": _instructed}),
-    "questions": Method(_questions, {"questions": _asked}),
+    "questions": Method(_questions, {"questions": _asked}, ROUNDS),
     "rejection": Method(_rejection, {}),
 }
 
