@@ -61,19 +61,28 @@ def told(event: Any) -> None:
         print({name: value for name, value in event.items() if name not in ("time", "image")}, flush=True)
 
 
+def told_of(run: Run, began: float) -> dict[str, Any]:
+    """What came of it, and what it took."""
+    return {
+        "minutes": (time.perf_counter() - began) / 60,
+        "steps": run.metrics("step")[-1]["step"],
+        "about": run.recipe.about,
+        "report": run.read_json("report.json"),
+        "sheet": str(run.path / "sheet.png"),
+    }
+
+
 def made(asked: argparse.Namespace) -> dict[str, Any]:
     began = time.perf_counter()
     run = nomoat.make(files(asked.work), budget=f"{asked.minutes:g}m", seed=asked.seed, watch=told)
     (asked.work / "base.txt").write_text(str(run.path.resolve()))
-    return {"minutes": (time.perf_counter() - began) / 60, "steps": run.metrics("step")[-1]["step"],
-            "about": run.recipe.about, "report": run.read_json("report.json"), "sheet": str(run.path / "sheet.png")}  # fmt: skip
+    return told_of(run, began)
 
 
 def led(asked: argparse.Namespace) -> dict[str, Any]:
     began, base = time.perf_counter(), (asked.work / "base.txt").read_text()
     run = nomoat.control(base, asked.what, f"{60 * asked.minutes - 60:.0f}s", seed=asked.seed, watch=told)
-    return {"minutes": (time.perf_counter() - began) / 60, "steps": run.metrics("step")[-1]["step"],
-            "report": run.read_json("report.json"), "sheet": str(run.path / "sheet.png")}  # fmt: skip
+    return told_of(run, began)
 
 
 def upsampled(asked: argparse.Namespace) -> dict[str, Any]:
@@ -122,7 +131,10 @@ def beside_bicubic(run: Run, data: Any, work: Path) -> dict[str, Any]:
         table = compare(real_ND, sets, "other real", (net.name, net.about, net.hash))
         rows = {row.name: [*row.kernel] for row in table.rows}
         found[net.name] = {"kernel x 1000": rows, "bicubic - ours": gap(real_ND, sets)}
-    found["mean square error"] = {"ours": mean_square(ours, batch["image"]), "bicubic": mean_square(bicubic, batch["image"])}
+    found["mean square error"] = {
+        "ours": mean_square(ours, batch["image"]),
+        "bicubic": mean_square(bicubic, batch["image"]),
+    }
     return found
 
 
@@ -145,7 +157,7 @@ def gap(real_ND: Tensor, sets: dict[str, Tensor]) -> list[float]:
     for _ in range(200):
         rows, others = (torch.randperm(count, generator=chance)[: count // 2] for _ in range(2))
         differences.append(distance(sets["bicubic"], rows, others) - distance(sets["ours"], rows, others))
-    spread = (np.array(differences) - np.mean(differences)) / 2**0.5  # halves without replacement spread by root two more
+    spread = (np.array(differences) - np.mean(differences)) / 2**0.5  # halves spread by root two more
     low, high = np.percentile(spread, [2.5, 97.5])
     return [value, value + float(low), value + float(high)]
 

@@ -120,6 +120,24 @@ def test_more_rows_than_a_step_has_are_decoded_in_parts_and_not_by_pytorch(monke
     assert memories[0].lengths == memories[1].lengths
 
 
+@pytest.mark.parametrize("tiles", [True, False])
+def test_many_rows_of_halves_go_through_pytorch_where_the_processor_multiplies_tiles(monkeypatch, tiles):
+    monkeypatch.setattr("nomoat.nn.native._has_tiles", lambda: tiles)
+    model = random_model(BACKBONES["ours"])
+    plain, native = copy.deepcopy(model), Native(model.bfloat16())
+    asked, own = [], model.decode
+    monkeypatch.setattr(model, "decode", lambda *given: asked.append(1) or own(*given))
+    tokens = torch.randint(101, (64, 3), generator=torch.Generator().manual_seed(4))
+    memories = [each.memory(64, 8) for each in (native, plain)]
+    for place, rows in enumerate((64, 64, 40)):  # fewer are left at last
+        here = tokens[:rows, place : place + 1]
+        found, wanted = (
+            one.decode(here, memory, range(rows)) for one, memory in zip((native, plain), memories, strict=True)
+        )
+        assert far(found, wanted) < BOUNDS["bf16"]
+    assert len(asked) == 2 * tiles
+
+
 def test_fork_rewind_and_growth_go_by_the_memory():
     model = random_model(BACKBONES["ours"])
     native = Native(model)
