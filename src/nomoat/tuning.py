@@ -41,13 +41,13 @@ TUNE = "tune.json"
 CHAT, TOKENIZER = "chat.json", "tokenizer.json"
 CONTEXT = 1024
 """Most tokens of a conversation, unless asked otherwise; all of them lie on the way from one gradient to the next."""
-STEPS = 64
-"""Steps that a pass over the data takes at least, as long as a step has a row."""
 STEP_TOKENS = 1024
+"""Of a step, about: more, and a pass over a few hundred rows has too few steps to learn from."""
 LORA_RATE, FULL_RATE, TRIED_WIDTH = 1e-3, 1e-5, 576
 """Learning rates of adapters and of all weights. The first was tried at this width; it falls with the root of wider."""
-PASSES = 3
-"""Passes over the data at most, however much time is left: more of them teach little and cost what was known."""
+PASSES = 1
+"""Passes over the data at most, however much time is left: a second one learns rows by heart and costs what was known.
+"""
 SMALL_BYTES = 20_000_000
 """Below about this much text a model of one's own does not learn a language: one that knows it is the better start."""
 REHEARSAL, MOST_REHEARSAL = 0.4, 0.9
@@ -201,7 +201,7 @@ def _tuned_from(model: Run | Path | str, data: Path | str, asked: _Asked, watch:
         raise ConfigError(f"{base.name} has no checkpoint yet", fix=f"train it: `nomoat resume {base.name}`")
     group = checkpoint.model_group(found.path)
     rows = lessons.open().epoch_samples
-    batch_size = max(1, min(rows // STEPS, STEP_TOKENS // lessons.context_length))
+    batch_size = max(1, min(rows, round(STEP_TOKENS / lessons.context_length)))
     rate = asked.manner.rate(base.recipe.product.backbone.width)
     taught = _rehearsed(lessons, base, asked, watch)
     learned = 1 - getattr(taught, "share", 0.0)
