@@ -20,6 +20,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -33,6 +34,7 @@ from torch import Tensor
 from nomoat import making
 from nomoat.composing import compose
 from nomoat.core.budget import Budget
+from nomoat.core.errors import ConfigError
 from nomoat.core.recipe import Recipe, Ref, find
 from nomoat.core.run import Run, load
 from nomoat.data.shapes import Shapes, Shown
@@ -179,7 +181,10 @@ def measured(case: str, asked: argparse.Namespace, learned: Learned, reader: Rea
     size = family.config.size if hasattr(family.config, "size") else 32
     world = Shapes(size=size, objects=asked.objects)
     trial = world.asked(np.arange(10_000, 10_000 + min(TRIED, asked.pictures)))
-    tried = {g: shares(read_all(drawn(family, trial, g, 7), trial))["joint"][0] for g in GUIDANCE}
+    tried = {}
+    for g in GUIDANCE:
+        with suppress(ConfigError):  # a GAN has none
+            tried[g] = shares(read_all(drawn(family, trial, g, 7), trial))["joint"][0]
     guidance = max(tried, key=lambda g: (tried[g], -g))
     figures: dict[str, Any] = {**cost, "guidance_on_seen": tried, "guidance": guidance, "splits": {}}
     began, count = time.perf_counter(), 0

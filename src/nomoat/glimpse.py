@@ -12,8 +12,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from nomoat.core import run as runs
+from nomoat.core.errors import NomoatError
 from nomoat.core.run import Run
 from nomoat.data import tokenizer
 from nomoat.sampling.drawing import Drawing
@@ -69,10 +71,26 @@ def sheet(run: Run, step: int) -> dict[str, str]:
     batch = next(iter(run.recipe.data.held_out(model, PICTURES, MANY)), None)
     if batch is None:
         return {}
-    image = model.generate(batch, Drawing(steps=10), torch.Generator())["image"][:PICTURES]
+    try:
+        image = _drawn(model, batch)[:PICTURES]
+    except NomoatError:  # what cannot draw by itself is trained all the same
+        return {}
     (run.path / "samples").mkdir(exist_ok=True)
     path = laid_out(image).save(run.path / "samples" / f"step-{step:07}.png")
     return {"text": f"{len(image)} pictures", "path": str(path)}
+
+
+@torch.no_grad()
+def _drawn(model: Any, batch: Mapping[str, Any]) -> torch.Tensor:
+    """Pictures [N, C, Y, X] by the prompts of a batch; of a codec its pictures, each before what comes back of it."""
+    image_BCYX = batch["image"]
+    if hasattr(model, "decode_latent"):
+        returned_BCYX = model.decode_latent(model.encode({"image": image_BCYX}))["image"]
+        return torch.stack([image_BCYX, returned_BCYX], 1).flatten(0, 1)
+    if times := getattr(model.config, "upscale", 0):
+        batch = {**batch, "small": F.interpolate(image_BCYX, scale_factor=1 / times, mode="area")}
+    drawn: torch.Tensor = model.generate(batch, Drawing(steps=10), torch.Generator())["image"]
+    return drawn
 
 
 def sample(run: Run) -> str:
