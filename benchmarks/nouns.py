@@ -252,7 +252,8 @@ def main() -> None:
     figures: dict[str, Any] = {"minutes": chosen.minutes, "pictures": chosen.pictures, "settings": chosen.changes}
     figures["true pictures"] = {name: told(parts, parts.render(each, zero), each) for name, each in asked.items()}
     figures["nearest caption"] = {n: told(parts, copied(parts, learned_NK, each), each) for n, each in asked.items()}
-    mean_PC = parts.render(learned_NK[:2000], zero.repeat(2000)[:2000]).mean(0)
+    some_NK = learned_NK[:2000]
+    mean_PC = parts.render(some_NK, np.zeros(len(some_NK), dtype=np.int64)).mean(0)
     mean_NPC = np.repeat(mean_PC[None], chosen.asked, 0)
     figures["mean picture"] = {name: told(parts, mean_NPC, each) for name, each in asked.items()}
 

@@ -63,6 +63,16 @@ def test_a_folder_of_pictures(tmp_path: Path) -> None:
     assert "Data and licences" in (run.path / "card.md").read_text()
 
 
+def test_a_plan_of_pictures(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(drawings(tmp_path / "pictures", 40)), "--budget", "20s"]) == 0
+    told = capfd.readouterr().out
+    for word in ("to learn from", "flow matching", "pictures a second", "about", "report", "pictures stay vague"):
+        assert word in told, word
+    assert main(["plan", "--pictures", "--budget", "3steps", "--json"]) == 0
+    plan = json.loads(capfd.readouterr().out.splitlines()[-1])["plan"]
+    assert plan["pictures"] is None and plan["steps"] is None and plan["seconds_a_step"] > 0
+
+
 @pytest.mark.slow
 def test_few_pictures_make_a_model_without_a_report(tmp_path: Path) -> None:
     told: list[Any] = []

@@ -76,6 +76,87 @@ def make_pictures(
         RunError: licences that cannot be kept together.
         StoppedError: Ctrl-C while training; `resume` goes on.
     """
+    forecast = foreseen(path, spending, licence, seed, watch)
+    recipe = forecast.recipe
+    whole = spending.budget.seconds(spending.budget.watts)
+    if whole is not None:
+        left = spending.left(_kept(whole)) or forecast.seconds
+        recipe = replace(recipe, budget=replace(spending.budget, amount=spending.budget.amount * left / whole))
+    run = making.started("shapes" if path is None else Path(path).resolve().name, recipe, None, watch, allow)
+    spending.state(run)
+    known = {"guidance": GUIDANCE if recipe.family.tells else 1.0, "steps": STEPS}
+    run.write_json(DRAW, {**known, "seconds": None if whole is None else _kept(whole)})
+    return drawn(run, device, watch, spending.began)
+
+
+def are_pictures(path: Path | str | None) -> bool:
+    """Whether `make` would make a model that draws of what lies there."""
+    from nomoat.data.picture_listing import is_pictures
+
+    return path is not None and is_pictures(path)
+
+
+@dataclass(frozen=True)
+class PictureForecast:
+    """What would be trained of pictures. How good it becomes nobody foretells: there is no law of it yet.
+
+    Args:
+        recipe: to train.
+        parameters: of the network.
+        pictures: to learn from; None: no end of them.
+        pace: seconds a step, the least of three.
+        seconds: what training gets of the budget; None: it is no budget of time.
+        kept: seconds that are kept for the report.
+    """
+
+    recipe: Recipe
+    parameters: int
+    pictures: int | None
+    pace: float
+    seconds: float | None
+    kept: float
+
+    @property
+    def steps(self) -> int | None:
+        """That the time has room for, about; None: the budget says."""
+        return None if self.seconds is None else int(self.seconds / self.pace)
+
+    @property
+    def expected(self) -> dict[str, Any]:
+        """As plain numbers, for JSON and the run."""
+        own = {"parameters": self.parameters, "pictures": self.pictures, "seconds_a_step": self.pace}
+        return {**own, "steps": self.steps, "training_seconds": self.seconds, "report_seconds": self.kept}
+
+    def as_text(self) -> str:
+        """For the terminal."""
+        family, batch = self.recipe.family, self.recipe.batch_size
+        width, depth = family.trunk.width, family.trunk.depth
+        told = f"captions of {family.vocab_size:,} words" if family.vocab_size else "no captions"
+        told = f"{family.classes} classes" if not family.vocab_size and family.classes else told
+        many = "no end of them" if self.pictures is None else f"{self.pictures:,} to learn from"
+        lines = [
+            f"pictures   {many}, {family.size} x {family.size} pixels, {told}",
+            f"model      {self.parameters / 1e6:.2f} M parameters: flow matching, a transformer of width {width}, "
+            f"depth {depth}, patches of {family.patch}",
+            f"pace       {batch / self.pace:,.0f} pictures a second, {self.pace:.3f} s a step of {batch}",
+        ]
+        if self.seconds is not None and self.steps is not None:
+            passes = "" if self.pictures is None else f", each picture {self.steps * batch / self.pictures:.1f} times"
+            lines.append(f"training   about {self.steps:,} steps in {self.seconds:.0f} s{passes}")
+            lines.append(f"report     {self.kept:.0f} s are kept for it")
+            if self.steps < WANTED_STEPS:
+                lines.append(f"note       below {WANTED_STEPS:,} steps pictures stay vague: a larger budget helps")
+        return "\n".join(lines)
+
+
+def foreseen(
+    path: Path | str | None, spending: Spending, licence: str | None = None, seed: int = 0, watch: Watch | None = None
+) -> PictureForecast:
+    """Read the pictures, time a few steps and choose the network.
+
+    Raises:
+        DataError: no pictures, or too few.
+    """
     from nomoat.data.pictures import PictureFiles, choose_size
     from nomoat.data.shapes import Shapes
 
@@ -86,20 +167,19 @@ def make_pictures(
         if (rows := data.open().size) < 2:
             raise DataError(f"there are too few pictures in {path}", f"{rows} to learn from", "add pictures")
     whole = spending.budget.seconds(spending.budget.watts)
-    left = spending.left(_kept(whole or 0.0))
-    recipe = sized(data, SIZES[TIMED], spending.budget, seed)
+    kept = _kept(whole or 0.0)
     if watch is not None:
         watch({"kind": "phase", "phase": "planning", "detail": "timing a few steps"})
-    pace = _seconds_a_step(recipe)
-    recipe = sized(data, _affordable(recipe, pace, left, spending.budget), spending.budget, seed)
-    if whole is not None and left is not None:
-        left = spending.left(_kept(whole)) or left
-        recipe = replace(recipe, budget=replace(spending.budget, amount=spending.budget.amount * left / whole))
-    run = making.started("shapes" if path is None else Path(path).resolve().name, recipe, None, watch, allow)
-    spending.state(run)
-    known = {"guidance": GUIDANCE if recipe.family.tells else 1.0, "steps": STEPS}
-    run.write_json(DRAW, {**known, "seconds": None if whole is None else _kept(whole)})
-    return drawn(run, device, watch, spending.began)
+    timed = sized(data, SIZES[TIMED], spending.budget, seed)
+    pace, left = _seconds_a_step(timed), spending.left(kept)
+    size = _affordable(timed, pace, left, spending.budget)
+    recipe = sized(data, size, spending.budget, seed)
+    places = (recipe.family.size // recipe.family.patch) ** 2
+    own, other = (each.family.trunk.flops_per_token(places) for each in (recipe, timed))
+    seconds = None if whole is None else left
+    rows = None if path is None else data.open().size
+    parameters = sum(weight.numel() for weight in recipe.family.build({}).parameters())
+    return PictureForecast(recipe, parameters, rows, pace * own / other, seconds, kept)
 
 
 def _kept(whole: float) -> float:

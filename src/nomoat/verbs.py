@@ -72,11 +72,9 @@ def make(  # noqa: PLR0913 - what the user may say of one model; each is asked f
         RunError, CheckpointError: see `licensing.refuse` and `train.loop.train`.
         StoppedError: Ctrl-C while training; `resume` goes on.
     """
-    from nomoat.data.picture_listing import is_pictures
-
     spending = Spending.of(budget, price_per_hour, watts)
     _checked(device)
-    if path is not None and is_pictures(path):
+    if picturing.are_pictures(path):
         return picturing.make_pictures(path, spending, licence, device, seed, watch, allow)
     return making.make(path, spending, licence, device, seed, watch, allow)
 
@@ -90,7 +88,7 @@ def plan(
     watts: float | None = None,
     watch: Watch | None = None,
     recipe: Sequence[str] = (),
-) -> Forecast | OnPaper:
+) -> Forecast | OnPaper | picturing.PictureForecast:
     """What `make` would do with the same arguments, what it expects and how sure that is; files are read for it.
 
     With `recipe`, the name of one and overrides: what that costs on one H100, on paper; nothing is read or measured.
@@ -105,6 +103,8 @@ def plan(
         return on_paper(override(find(recipe[0]), recipe[1:]), price_per_hour)
     spending = Spending.of(budget, price_per_hour, watts)
     _checked(device)
+    if picturing.are_pictures(path):
+        return picturing.foreseen(path, spending, licence, watch=watch)
     return making.foreseen(path, spending, licence, device, watch)
 
 

@@ -55,31 +55,28 @@ def make(output: Output, path: str | None, pictures: bool, base: str | None, bud
 
 @click.command()
 @click.argument("path", required=False, type=click.Path(exists=True))
+@click.option("--pictures", is_flag=True, help="Of a model that draws; without PATH: of the shapes world.")
 @click.option("--recipe", multiple=True, metavar="NAME", help="A recipe on one H100, on paper; also with a.b=c.")
 @options.budget
 @options.licence
 @options.device
 @options.as_json
 @click.pass_obj
-def plan(
-    output: Output,
-    path: str | None,
-    recipe: tuple[str, ...],
-    budget: str,
-    price_per_hour: float | None,
-    watts: float | None,
-    licence: str | None,
-    device: str,
-) -> None:
+def plan(output: Output, path: str | None, pictures: bool, recipe: tuple[str, ...], budget: str, **asked: Any) -> None:
     """Show what `make` would do with PATH: model, time, loss, memory, cost, and how sure that is.
 
-    Files are read for it, and a short rehearsal is trained, which is thrown away.
+    Files are read for it, and a short rehearsal is trained, which is thrown away; of pictures a few steps are timed.
     """
-    from nomoat import verbs
+    from nomoat import picturing, verbs
     from nomoat.core.config import to_json
+    from nomoat.making import Spending
 
     with watching(output, "nomoat plan") as watch:
-        made = verbs.plan(path, budget, licence, device, price_per_hour, watts, watch, recipe)
+        if pictures and not recipe:
+            spending = Spending.of(budget, asked["price_per_hour"], asked["watts"])
+            made: Any = picturing.foreseen(path, spending, asked["licence"], watch=watch)
+        else:
+            made = verbs.plan(path, budget, watch=watch, recipe=recipe, **asked)
     output.result({"run": None, "plan": made.expected, "recipe": to_json(made.recipe)}, made.as_text())
 
 
