@@ -51,11 +51,13 @@ CASES: dict[str, dict[str, float]] = {
     "meanflow": {"meanflow": 1},
     "r3gan": {"r3gan": 1},
     "transgan": {"transgan": 1},
-    "dalle": {"codec": 0.12, "dalle": 0.88},
+    "dalle": {"codec": 0.1, "clip": 0.15, "dalle": 0.75},
     "unclip": {"clip": 0.2, "unclip": 0.15, "decoder": 0.4, "upsampler": 0.25},
 }
 """Recipes of each family (their names without `-small`), and the share of the minutes that each gets."""
-PARTS = {"dalle": {"codec": "codec"}, "unclip": {"clip": "clip"}}
+PARTS = {"dalle": {"codec": "codec", "ranker": "clip"}, "unclip": {"clip": "clip"}}
+CANDIDATES = 8
+"""Drawn for each picture by those that have a CLIP to choose by (DALL-E 2's prior too)."""
 SPLITS = {1: ("seen", "pair", "triple", "paraphrase"), 2: ("seen", "pair", "relation", "count", "paraphrase")}
 GUIDANCE, TRIED, STEPS, ROWS, SHOWN = (1.0, 2.0, 3.0, 5.0), 192, 20, 64, 48
 LEARNED = 20_000
@@ -104,7 +106,8 @@ def trained(case: str, asked: argparse.Namespace) -> tuple[Run, dict[str, Any]]:
 
 def drawn(family: Any, shown: Shown, guidance: float, seed: int) -> Tensor:
     """Pictures by the captions alone."""
-    made, drawing = [], Drawing(steps=STEPS, guidance=guidance, seed=seed)
+    many = CANDIDATES if "candidates" in getattr(family, "takes", ()) else None
+    made, drawing = [], Drawing(steps=STEPS, guidance=guidance, candidates=many, seed=seed)
     for first in range(0, len(shown.scenes), ROWS):
         prompts = {name: shown.batch[name][first : first + ROWS] for name in ("caption", "caption_mask")}
         with torch.no_grad():

@@ -227,11 +227,17 @@ def test_the_ranker_chooses_among_candidates():
         def score(self, read):
             return rank(read["image"], {name: read[name] for name in ("caption", "caption_mask")})
 
+    with pytest.raises(ConfigError, match="nothing to choose among candidates by"):
+        family.generate(prompts, Drawing(candidates=2))
     family.ranker = Ranker()
     assert torch.equal(family.generate(prompts, Drawing(seed=5))["image"], made["image"])
+    family.generate(prompts, Drawing(seed=5, candidates=3))
+    assert len(seen[-1][0]) == 6, "as many as are asked for"
 
 
 def test_the_likeliest_codes_alone_are_drawn():
+    asked = Drawing(seed=3, top_k=1), Drawing(seed=4, top_k=1)
+    assert torch.equal(*(dalle().generate({"rows": 2}, each)["tokens"] for each in asked))
     family = dalle(top_k=1)
     one, other = (family.generate({"rows": 2}, Drawing(seed=seed))["tokens"] for seed in (1, 2))
     cold = family.generate({"rows": 2}, Drawing(temperature=0.0))["tokens"]

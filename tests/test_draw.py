@@ -129,6 +129,11 @@ def test_what_the_model_cannot_be_asked(
     assert what in f"{told.value.what} {told.value.why} {told.value.fix}"
 
 
+def test_settings_of_other_models_are_refused(made: Any) -> None:
+    with pytest.raises(ConfigError, match="takes no candidates"):
+        draw(made(), "red", drawing=Drawing(candidates=4))
+
+
 def test_another_size_is_fitted_where_asked(made: Any, picture: Any) -> None:
     [one] = draw(made(Toy(reads=("hint",))), given=Given(hint=picture("wide.png", 19), fit=True))
     assert one.image_YXC.shape == (8, 8, 3)

@@ -104,6 +104,8 @@ def test_of_the_candidates_the_one_nearest_to_the_caption_is_kept(parts):
     told = scaled(parts["clip"].encode(said()))
     fit = [(model.generate(said(), FEW, NEVER)["embedding"] * told).sum(1) for model in (prior, patient)]
     assert (fit[1] >= fit[0] - 1e-5).all() and (fit[1] > fit[0] + 1e-3).any()
+    asked = prior.generate(said(), replace(FEW, candidates=5), NEVER)["embedding"]
+    torch.testing.assert_close((asked * told).sum(1), fit[1])
 
 
 def test_guidance_leads_away_from_what_is_drawn_without_a_caption(parts):
@@ -239,7 +241,7 @@ def test_the_arc_keeps_its_length_and_ends_where_it_should():
 
 def test_a_chain_of_parts_that_do_not_fit_says_so(parts):
     without = {name: each for name, each in parts.items() if name != "decoder"}
-    with pytest.raises(ConfigError, match=r"no decoder.*composing"):
+    with pytest.raises(ConfigError, match=r"no decoder.*nomoat compose"):
         UnCLIP(8, 17, 6).build(without)
     wide = part(replace(DRAW, embedding_width=4))
     with pytest.raises(ConfigError, match="reads embeddings of 4 numbers, the prior makes 8"):

@@ -116,7 +116,7 @@ def draw(
     family, drawing = _family(opened, device), drawing or Drawing(guidance=guidance(opened, prompt))
     pictures = _pictures(given, family)
     asked = {"prompt": prompt, "n": n, "between": given.between, **asdict(drawing)}
-    _check(opened, family, prompt, pictures, given)
+    _check(opened, family, prompt, pictures, given, drawing)
     found = []
     for row, image_YXC in enumerate(_rows(opened, family, asked, pictures, range(n))):
         settings = _settings(opened, asked, pictures, row)
@@ -188,9 +188,13 @@ def _family(run: Run, device: str) -> Any:
     return family.to(choose(device))
 
 
-def _check(run: Run, family: Any, prompt: str, pictures: Mapping[str, Any], given: Given) -> None:
+def _check(run: Run, family: Any, prompt: str, pictures: Mapping[str, Any], given: Given, drawing: Drawing) -> None:
     """Refuse what this model cannot be asked."""
     reads = family.reads
+    for name in ("top_k", "candidates"):
+        if getattr(drawing, name) is not None and name not in getattr(family, "takes", ()):
+            why = f"it is {type(family).__name__}"
+            raise ConfigError(f"{run.name} takes no {name}", why, "a model of DALL-E's design does; leave it out")
     for name in pictures:
         key = "init" if name in ("from", "to") and "like" not in reads else "like" if name in ("from", "to") else name
         if key not in reads:

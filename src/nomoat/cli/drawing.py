@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     pass
 
 FILE = click.Path(exists=True, dir_okay=False)
+NAMES = ("steps", "solver", "temperature", "top_k", "candidates", "strength", "seed")
 GAP = 1  # columns, and pairs of rows, between two pictures
 
 
@@ -32,6 +33,10 @@ GAP = 1  # columns, and pairs of rows, between two pictures
 @click.option("--steps", type=click.IntRange(1), default=20, help="Of the solver. [20]")
 @click.option("--solver", metavar="NAME", help="euler, heun, ddim or dpm. [what suits the model]")
 @click.option("--temperature", type=float, default=1.0, help="Of models that draw token by token. [1]")
+@click.option("--top-k", type=click.IntRange(0), help="Codes among which one is drawn. [as the model has it]")
+@click.option(
+    "--candidates", type=click.IntRange(1), help="Drawn for each, the best by CLIP kept. [as the model has it]"
+)
 @click.option("--init", type=FILE, help="A picture to begin with.")
 @click.option("--strength", type=float, default=0.7, help="How much of --init is forgotten, 0 to 1. [0.7]")
 @click.option("--mask", type=FILE, help="White where --init may be changed; the rest stays, to the bit.")
@@ -56,7 +61,8 @@ def draw(output: Output, run: str | None, prompt: str, again: str | None, out: s
         given = drawing.Given(asked["init"], asked["mask"], asked["control"], asked["upscale"], asked["variation_of"],
                               asked["interpolate"] or None, asked["fit"])  # fmt: skip
         guidance = asked["guidance"] if asked["guidance"] is not None else drawing.guidance(Run.open(run), prompt)
-        how = Drawing(asked["steps"], guidance, asked["solver"], asked["temperature"], asked["strength"], asked["seed"])
+        same = {name: asked[name] for name in NAMES}
+        how = Drawing(guidance=guidance, **same)
         found = drawing.draw(run, prompt, asked["n"], how, given, out, device, output.event)
     elif run is None and again is not None:
         found = [drawing.again(again, out, device)]

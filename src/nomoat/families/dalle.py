@@ -122,6 +122,8 @@ class TextToImage(Family):
 
     counts: ClassVar[str] = "picture"
     reads: ClassVar[frozenset[str]] = frozenset({"caption"})
+    takes: ClassVar[frozenset[str]] = frozenset({"top_k", "candidates"})
+    """What it minds of a `Drawing` that most do not."""
 
     def __init__(self, config: DALLE, parts: Parts | None = None) -> None:
         super().__init__()
@@ -267,9 +269,16 @@ class TextToImage(Family):
                 "use guidance 1, or train with family.drop=0.1",
             )
         rank = rank or self._rank()
-        each = config.candidates if rank is not None else 1
+        if (options.candidates or 1) > 1 and rank is None:
+            raise ConfigError(
+                "there is nothing to choose among candidates by",
+                f"the part `{RANKER}` is missing",
+                "train one with it: parts={'ranker': Ref('clip-small')}",
+            )
+        each = (options.candidates or config.candidates) if rank is not None else 1
         prompt_BP, _ = self._prompts(prompts, count, next(self.parameters()).device)
-        sampling = SamplingOptions(options.temperature, config.top_k, max_tokens=config.places, seed=options.seed)
+        top_k = config.top_k if options.top_k is None else options.top_k
+        sampling = SamplingOptions(options.temperature, top_k, max_tokens=config.places, seed=options.seed)
         model: Any = self if options.guidance == 1 else Guided(self, options.guidance)
         drawn = torch.zeros(count * each, config.places, dtype=torch.long)
         filled = [0] * len(drawn)

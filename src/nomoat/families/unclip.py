@@ -196,7 +196,7 @@ class PriorModel(Family):
 
         Args:
             prompts: `caption` and `caption_mask`; `first`, the number of the first row.
-            options: steps, guidance, solver, seed.
+            options: steps, guidance, solver, candidates, seed.
             generator: unused; every picture has chance of its own by the seed.
 
         Raises:
@@ -210,7 +210,8 @@ class PriorModel(Family):
                 "it never saw a picture without its caption (drop=0)",
                 "leave guidance at 1, or train with family.drop=0.1",
             )
-        rows, many, first = len(prompts["caption"]), self.config.candidates, int(prompts.get("first", 0))
+        rows, first = len(prompts["caption"]), int(prompts.get("first", 0))
+        many = options.candidates or self.config.candidates
         told = {"caption", "caption_mask", "caption_embedding"} & prompts.keys()
         batch = {name: torch.cat([prompts[name]] * many) for name in told}
         x = torch.cat([self._noise(rows, options.seed, first, number) for number in range(many)])
@@ -282,6 +283,8 @@ class Chain(Family):
     """See the module's first lines. Generates pictures, and Encodes them."""
 
     counts: ClassVar[str] = "picture"
+    takes: ClassVar[frozenset[str]] = frozenset({"candidates"})
+    """What it minds of a `Drawing` that most do not."""
 
     def __init__(self, config: UnCLIP, parts: Parts) -> None:
         super().__init__()
@@ -289,7 +292,7 @@ class Chain(Family):
             raise ConfigError(
                 f"the chain has no {' and no '.join(missing)}",
                 "it draws by parts that are trained already",
-                "train clip-small, unclip-small and decoder-small, then `nomoat.composing.compose`",
+                "train clip-small, unclip-small and decoder-small, then `nomoat compose unclip-small decoder-small`",
             )
         self.clip, self.prior, self.decoder = (parts[name] for name in PARTS)
         self.upsamplers = [parts[name] for name in sorted(parts) if name.startswith(UPSAMPLER)]

@@ -20,7 +20,7 @@ recipe = Recipe(
         backbone=Backbone(width=192, depth=6, heads=6, position_axes=2),
     ),
     data=data,
-    parts={"codec": Ref("codec-small")},
+    parts={"codec": Ref("codec-small")},  # with "ranker": Ref("clip-small"), draw takes --candidates
     budget=Budget.parse("20m"),
     batch_size=32,
 )

@@ -31,6 +31,9 @@ class Drawing:
         guidance: how much the prompt is exaggerated: 1 not at all, 0 it is ignored.
         solver: one of `SOLVERS`; None: what suits the model.
         temperature: of what is drawn token by token.
+        top_k: codes among which one is drawn, the likeliest, 0: all; None: as the model has it.
+        candidates: that are drawn for each picture, of which the one that fits its caption best is kept, by models with
+            a CLIP beside them; None: as the model has it.
         strength: with `init`, the share of the way to noise that it is taken back: 1 forgets it.
         seed: same seed, same pictures; picture i has chance of its own, whatever stands beside it.
     """
@@ -39,6 +42,8 @@ class Drawing:
     guidance: float = 1.0
     solver: str | None = None
     temperature: float = 1.0
+    top_k: int | None = None
+    candidates: int | None = None
     strength: float = 0.7
     seed: int = 0
 
@@ -48,6 +53,8 @@ class Drawing:
             ("guidance", isfinite(self.guidance) and self.guidance >= 0, "0 or more; 1 is none"),
             ("solver", self.solver is None or self.solver in SOLVERS, ", ".join(SOLVERS)),
             ("temperature", isfinite(self.temperature) and self.temperature >= 0, "0 or more"),
+            ("top_k", self.top_k is None or self.top_k >= 0, "1 or more; 0 is all"),
+            ("candidates", self.candidates is None or 1 <= self.candidates <= 1000, "1 to 1,000"),
             ("strength", 0 < self.strength <= 1, "above 0, at most 1"),
         ):
             if not holds:
