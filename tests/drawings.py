@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -57,3 +58,21 @@ def folder_of(root: Path, files: Mapping[str, bytes | str | Image.Image]) -> Pat
 def drawings(root: Path, count: int = 30, side: int = 48, first: int = 0) -> Path:
     """A folder of pictures that do not look alike."""
     return folder_of(root, {f"{number:03d}.png": drawing(number, side) for number in range(first, first + count)})
+
+
+def icons(root: Path, count: int, side: int = 64) -> Path:
+    """A folder of pictures on nothing with a table of what they are called, as collections of emoji are."""
+    files: dict[str, bytes | str | Image.Image] = {"README.md": "Licence: CC-BY-SA-4.0"}
+    rows = []
+    for number in range(count):
+        chance = np.random.default_rng(number)
+        image, name = (
+            Image.new("RGBA", (side, side), (0, 0, 0, 0)),
+            ("red heart", "blue bell", "green leaf")[number % 3],
+        )
+        colour = tuple(int(value) for value in chance.integers(0, 256, 3))
+        points = [tuple(map(int, point)) for point in chance.integers(8, side - 8, (5, 2))]
+        ImageDraw.Draw(image).polygon(points, fill=colour)
+        files[f"{number:04X}.png"] = image
+        rows.append({"hexcode": f"{number:04X}", "name": name, "tags": ["sign"]})
+    return folder_of(root, {**files, "emoji.jsonl": "".join(json.dumps(row) + "\n" for row in rows)})

@@ -9,22 +9,25 @@ from pathlib import Path
 
 import pytest
 from conversations import CHATML
+from drawings import icons
 from folders import notes
 from oracle import chatty, completion, oracle
+from PIL import Image
 
-from nomoat import comparing
+from nomoat import comparing, picturing
 from nomoat.cli import main
 from nomoat.core.run import Run
 from nomoat.evaluate import tuned
 from nomoat.nn import native
 from nomoat.serve import start
 
-GUIDE = Path(__file__).parents[1] / "docs" / "guides" / "an-assistant-of-your-own.md"
+GUIDES = Path(__file__).parents[1] / "docs" / "guides"
 BASE = "smollm2-135m-instruct"
 
 
-def commands() -> list[list[str]]:
-    found = re.findall(r"^```bash network guide[^\n]*\n(.*?)^```$", GUIDE.read_text(encoding="utf-8"), re.M | re.S)
+def commands(guide: str) -> list[list[str]]:
+    text = (GUIDES / guide).read_text(encoding="utf-8")
+    found = re.findall(r"^```bash (?:network|pictures) guide[^\n]*\n(.*?)^```$", text, re.M | re.S)
     return [shlex.split(line) for block in found for line in block.splitlines()]
 
 
@@ -56,7 +59,7 @@ def test_a_folder_of_notes_becomes_an_assistant(
     )
     said = {}
     with oracle(lessons) as server:
-        for words in commands():
+        for words in commands("an-assistant-of-your-own.md"):
             if words[0] != "nomoat":
                 Path("asked.txt").write_text("What is a garden for?\nWhy?\n", encoding="utf-8")
                 continue
@@ -79,3 +82,23 @@ def test_a_folder_of_notes_becomes_an_assistant(
     assert {"MIT", "Apache-2.0"} <= {stream["licence"] for stream in said["licence", "last"]["streams"]}
     assert Path("assistant.gguf").stat().st_size > 1000
     assert [run.name for run in served] == [tuned_run.name]
+
+
+def test_a_folder_of_emoji_becomes_a_model_that_draws(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NOMOAT_RUNS", str(tmp_path / "runs"))
+    for name, value in {"SIZES": ((32, 1, 2),) * 3, "TIMED": 0, "BATCH": 8, "JUDGED": 16, "STEPS": 2}.items():
+        monkeypatch.setattr(picturing, name, value)
+    icons(tmp_path / "emoji", 40)
+    for words in commands("a-model-that-draws.md"):
+        shrunk = [{"25m": "2steps", "12m": "2steps", "16": "2", "8": "2"}.get(word, word) for word in words[1:]]
+        shrunk += ["--steps", "2"] if words[1] == "draw" else []
+        if "--control" in shrunk:
+            Image.new("L", (64, 64), 255).save("shape.png")
+        code = main(shrunk)
+        told = capfd.readouterr()
+        assert code == 0, (words, told.out[-500:], told.err[-500:])
+    assert len(list(Path("hearts").glob("*.png"))) == len(list(Path("shaped").glob("*.png"))) == 2
+    assert Run.open("last").read_json("report.json")["hint"] == "mask"
