@@ -79,8 +79,8 @@ def make_pictures(
     forecast = foreseen(path, spending, licence, seed, watch)
     recipe = forecast.recipe
     whole = spending.budget.seconds(spending.budget.watts)
-    if whole is not None:
-        left = spending.left(_kept(whole)) or forecast.seconds
+    left = None if whole is None else spending.left(_kept(whole)) or forecast.seconds
+    if whole is not None and left is not None:
         recipe = replace(recipe, budget=replace(spending.budget, amount=spending.budget.amount * left / whole))
     run = making.started("shapes" if path is None else Path(path).resolve().name, recipe, None, watch, allow)
     spending.state(run)
