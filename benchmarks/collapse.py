@@ -34,7 +34,7 @@ from nomoat.data.shards import ShardReader, ShardWriter
 from nomoat.data.text import Text
 from nomoat.data.tokenizer import Tokenizer, train_bpe
 from nomoat.evaluate.bits import Excerpt, measure
-from nomoat.evaluate.collapse import CollapseError, drifted, guard, mixture
+from nomoat.evaluate.collapse import LEAST_REAL, CollapseError, drifted, guard, mixture
 from nomoat.families.lm import LM
 from nomoat.nn.backbone import Backbone
 from nomoat.sampling.tokens import SamplingOptions
@@ -160,11 +160,12 @@ class Study:
         return [np.array(row) for row in made]
 
 
-def rounds(study: Study, first: Any, replaces: bool, guarded: bool) -> list[dict[str, Any]]:
+def rounds(study: Study, first: Any, replaces: bool) -> list[dict[str, Any]]:
     """Self-training, round by round; the guard looks at each dataset before a model is trained on it.
 
     The share of real text and its removal are overridden, with the reason that this is what is studied: without that,
-    the guard stops `replace` before its first round. What is left to stop it is the drift.
+    the guard stops `replace` before its first round. What is left to stop it is the drift, which stops a training on
+    less than `LEAST_REAL` of real text, and is told of any other.
     """
     model, parts, told = first, [(0, study.real)], []
     for number in range(1, study.settings.rounds + 1):
@@ -174,9 +175,6 @@ def rounds(study: Study, first: Any, replaces: bool, guarded: bool) -> list[dict
         found = mixture([folder])
         figures = guard([folder], real=study.real if replaces else (), override="to see it happen").drift[number]
         one = {"round": number, "real_share": found.real_share, "figures": figures, "drifted": drifted(figures)}
-        if guarded and one["drifted"]:
-            told.append(one | {"stopped": True})
-            return told
         model = study.model(folder, number)
         told.append(one | {"bits_per_byte": study.loss(model), "seconds": time.perf_counter() - start})
         print(json.dumps(told[-1]), flush=True)
@@ -207,7 +205,7 @@ def main() -> None:
     if arguments.plot:
         names = arguments.plot.split(",")
         results = [json.loads((ROOT / "benchmarks/results" / f"collapse-{name}.json").read_text()) for name in names]
-        (ROOT / "docs" / "collapse.svg").write_text(drawn([result["figures"] for result in results]))
+        (ROOT / "docs" / "collapse.svg").write_text(drawn([guarded(result["figures"]) for result in results]))
         return
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as place:
@@ -216,17 +214,23 @@ def main() -> None:
         first = study.model(folder, 0)
         figures: dict[str, Any] = {"settings": vars(arguments), "real_tokens": study.tokens, "real": study.loss(first)}
         figures["parameters"] = sum(one.numel() for one in first.parameters())
-        figures["replace"] = rounds(study, first, replaces=True, guarded=False)
+        figures["replace"] = rounds(study, first, replaces=True)
         figures["refused"] = refused(study)
-        figures["accumulate"] = rounds(study, first, replaces=False, guarded=False)
+        figures["accumulate"] = rounds(study, first, replaces=False)
         steps = study.steps(study.folder / "accumulate")
         figures["real_as_many_steps"] = study.loss(study.model(folder, arguments.rounds, steps))
-        for name in ("replace", "accumulate"):  # the guard changes nothing but where it stops
-            stopped = next((one["round"] for one in figures[name] if one["drifted"]), None)
-            figures[f"{name}_guarded"] = figures[name][: None if stopped is None else stopped - 1]
-            figures[f"{name}_stopped_at"] = stopped
         figures["minutes"] = (time.perf_counter() - start) / 60
-    record(f"collapse-{arguments.corpus}", figures)
+    record(f"collapse-{arguments.corpus}", guarded(figures))
+
+
+def guarded(figures: dict[str, Any]) -> dict[str, Any]:
+    """The figures with where the guard stops each series: it changes nothing else."""
+    for name in ("replace", "accumulate"):
+        stops = (one["round"] for one in figures[name] if one["drifted"] and one["real_share"] < LEAST_REAL)
+        figures[f"{name}_stopped_at"] = stopped = next(stops, None)
+        figures[f"{name}_guarded"] = figures[name][: None if stopped is None else stopped - 1]
+        figures[f"{name}_drifts_at"] = next((one["round"] for one in figures[name] if one["drifted"]), None)
+    return figures
 
 
 WIDTH, HEIGHT, LEFT, TOP = 380, 240, 62, 58

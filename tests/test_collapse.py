@@ -149,19 +149,22 @@ def test_depth_is_said(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("words", [3, 12])
-def test_text_that_has_lost_its_tail_is_refused(tmp_path, words) -> None:
-    folder = dataset(tmp_path / "a", [(0, text(60, 0)), (1, text(55, 1)), (2, text(40, 2, words))])
+def test_text_that_has_lost_its_tail_is_refused_where_next_to_nothing_is_real(tmp_path, words) -> None:
+    parts = [(1, text(55, 1)), (2, text(40, 2, words))]
     with pytest.raises(CollapseError, match="generation 2 has drifted"):
-        guard([folder])
-    found = guard([folder], override="to see it")
+        guard([dataset(tmp_path / "a", parts)], real=text(60, 0), taught=True)
+    found = guard([dataset(tmp_path / "b", [(0, text(60, 0)), *parts])])
     assert [*found.drift] == [1, 2]
     assert drifted(found.drift[1]) == []
+    assert any("generation 2 has drifted" in each and "real text keep it" in each for each in found.warnings)
 
 
-def test_noise_is_refused_too(tmp_path) -> None:
+def test_noise_is_seen_too(tmp_path) -> None:
     noise = [CHANCE.integers(0, 256, 240) for _ in range(50)]
     with pytest.raises(CollapseError, match="drifted"):
-        guard([dataset(tmp_path / "a", [(0, text(60, 0)), (1, noise)])])
+        guard([dataset(tmp_path / "a", [(1, noise)])], real=text(60, 0), taught=True)
+    found = guard([dataset(tmp_path / "b", [(0, text(60, 0)), (1, noise)])])
+    assert any("has drifted" in each for each in found.warnings)
 
 
 def test_held_out_real_text_serves_as_the_reference(tmp_path) -> None:
