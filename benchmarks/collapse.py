@@ -284,8 +284,10 @@ def panel(result: dict[str, Any], title: str, value: Any, is_loss: bool) -> list
         said.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2.2"/>')
         said += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.2" fill="{colour}"/>' for x, y in points]
         x, y = points[-1]
-        under = 18 if is_loss and name == "accumulate" else -9
-        said.append(f'<text x="{x - 6:.1f}" y="{y + under:.1f}" text-anchor="end" fill="{colour}">{name}</text>')
+        if is_loss:  # elsewhere the lines lie too near for words; the colours are the same
+            under = 18 if name == "accumulate" else -9
+            place = f'x="{x - 6:.1f}" y="{y + under:.1f}" text-anchor="end" fill="{colour}"'
+            said.append(f"<text {place}>{name}</text>")
     if stop := result["replace_stopped_at"]:
         x = at(stop, low)[0]
         said.append(f'<path d="M{x:.1f} 0V{HEIGHT}" stroke="#c0392b" stroke-dasharray="2 3"/>')
