@@ -58,13 +58,7 @@ VERBS = (
     Verb("use", 'draw last "red circle" --n 16', "pictures from a model, as PNGs", "nomoat.cli.drawing:draw"),
     Verb("use", "chat last", "talk with a model that was taught to", "nomoat.cli.chatting:chat", trains=True),
     Verb("use", "serve last --port 8000", "models behind OpenAI's endpoints", "nomoat.cli.serving:serve", trains=True),
-    Verb(
-        "improve",
-        "tune last notes",
-        "a model taught by your talks or texts",
-        "nomoat.cli.tuning:tune",
-        trains=True,
-    ),
+    Verb("improve", "tune last notes", "a model taught by your talks or texts", "nomoat.cli.tuning:tune", trains=True),
     Verb(
         "improve",
         "prefer last pairs.jsonl",

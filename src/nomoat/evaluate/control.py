@@ -3,8 +3,10 @@
     image -> what is not background -> silhouette_BYX;  its border -> edges_BYX
     mask against silhouette -> |both| / |either|        outline against edges, one pixel apart at most -> F-score
 
-Beside each figure stands the same one against the control picture of another sample (the next one of the batch): what
-is had without following. Van Rijsbergen 1979 (F-score); Martin et al. 2004 (edges that match within a distance).
+Beside each figure stands the same one against the control picture of another sample (half a batch away: neighbours are
+often alike): what is had without following.
+
+Van Rijsbergen 1979 (F-score); Martin et al. 2004 (edges that match within a distance).
 """
 
 from __future__ import annotations
@@ -130,7 +132,7 @@ def followed(model: Generates, batches: Iterable[Batch], options: Any, kind: str
         prompts = {name: each for name, each in batch.items() if name not in ("image", "index")}
         drawn = model.generate({**prompts, "first": done}, options, torch.Generator())["image"].cpu()
         own.append(agreement(drawn, hint_BHYX, kind))
-        others.append(agreement(drawn, hint_BHYX.roll(1, 0), kind))
+        others.append(agreement(drawn, hint_BHYX.roll(len(hint_BHYX) // 2, 0), kind))
         done += len(hint_BHYX)
     if not own:
         raise DataError("there is no control picture to follow")
