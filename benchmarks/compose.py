@@ -104,10 +104,10 @@ def trained(case: str, asked: argparse.Namespace) -> tuple[Run, dict[str, Any]]:
     }
 
 
-def drawn(family: Any, shown: Shown, guidance: float, seed: int) -> Tensor:
+def drawn(family: Any, shown: Shown, guidance: float, seed: int, steps: int = STEPS) -> Tensor:
     """Pictures by the captions alone."""
     many = CANDIDATES if "candidates" in getattr(family, "takes", ()) else None
-    made, drawing = [], Drawing(steps=STEPS, guidance=guidance, candidates=many, seed=seed)
+    made, drawing = [], Drawing(steps=steps, guidance=guidance, candidates=many, seed=seed)
     for first in range(0, len(shown.scenes), ROWS):
         prompts = {name: shown.batch[name][first : first + ROWS] for name in ("caption", "caption_mask")}
         with torch.no_grad():

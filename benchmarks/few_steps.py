@@ -18,7 +18,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import compose
 import numpy as np
 from compose import drawn
 from peers import ROOT, record
@@ -62,8 +61,7 @@ def main() -> None:
         found["steps"] = run.metrics("step")[-1]["step"]
         family = load(run)
         for evaluations in EVALUATIONS:
-            compose.STEPS = evaluations
-            image = drawn(family, told, 1.0, 0)
+            image = drawn(family, told, 1.0, 0, evaluations)
             sheet(image[:36]).save(asked.work / f"{case}-{evaluations}.png")
             sets = {"drawn": net.of(as_seen(image, "drawn", drawn=True)), "other real": floor_ND}
             row = compare(true_ND, sets, "other real", (net.name, net.about, net.hash)).row("drawn")

@@ -25,7 +25,7 @@ from nomoat.families.diffusion import Diffusion
 from nomoat.families.lm import LM
 from nomoat.subjects import Subject, teach
 
-WORDS = WordTokenizer(["a", "circle", "red", "wug"])
+WORDS = WordTokenizer(["a", "circle", "red", "wug", "."])
 
 
 @pytest.fixture
@@ -84,6 +84,7 @@ def test_a_word_alone_is_learned(base: Run, pictures: Path) -> None:
 def test_what_cannot_be_taught_says_so(base: Run, pictures: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="unknown words: dog"):
         teach(base, pictures, Subject("a dog"))
+    teach(base, pictures, Subject("a wug.", word="wug"), "1steps")
     with pytest.raises(ConfigError, match="`red` is not in `a wug`"):
         teach(base, pictures, Subject("a wug", word="red"))
     (tmp_path / "empty").mkdir()

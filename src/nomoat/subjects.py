@@ -91,6 +91,7 @@ def teach(
     from nomoat.data.called import Called
     from nomoat.data.pictures import PictureFiles
     from nomoat.data.rehearsal import Preserved
+    from nomoat.data.words import split
 
     base = at_hand(model)
     product: Any = base.recipe.product
@@ -99,7 +100,7 @@ def teach(
     words = spelling(base)
     for text in filter(None, (subject.caption, subject.of, subject.begins)):
         words.encode(text)
-    if subject.word is not None and subject.word not in subject.caption.lower().split():
+    if subject.word is not None and subject.word not in split(subject.caption):
         raise ConfigError(f"`{subject.word}` is not in `{subject.caption}`", "nothing would teach it", "use it there")
     adapt, kind = _adapt(words, subject)
     read = PictureFiles(str(pictures), product.size, licence).prepare(making.data_root(), watch)

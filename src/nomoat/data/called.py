@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import ArrayLike
 
 from nomoat.core.types import Batch
+from nomoat.data.rows import batches
 from nomoat.data.tokenizer import load
 from nomoat.data.words import padded
 
@@ -65,10 +65,7 @@ class Called:
         self, family: Any, batch_size: int, seed: int, start: int = 0, rank: int = 0, world: int = 1
     ) -> Iterator[Batch]:
         """This worker's part of the batch of every step from `start` on, without end; what the loop calls."""
-        read, share, step = self.sampler(seed), np.arange(rank, batch_size, world), start
-        while True:
-            yield read(step * batch_size + share)
-            step += 1
+        return batches(self.sampler(seed), batch_size, start, rank, world)
 
     def sampler(self, seed: int) -> Callable[[ArrayLike], Batch]:
         """What gives the samples of any global indices [B]."""

@@ -36,7 +36,7 @@ from nomoat.data.near import group, signatures
 from nomoat.data.order import Order
 from nomoat.data.packing import best_fit
 from nomoat.data.readers import Found
-from nomoat.data.rows import Rows
+from nomoat.data.rows import Rows, batches
 from nomoat.data.shards import ShardReader, ShardWriter
 from nomoat.data.tokenizer import Tokenizer, load
 
@@ -86,10 +86,7 @@ class Lessons:
         self, family: Any, batch_size: int, seed: int, start: int = 0, rank: int = 0, world: int = 1
     ) -> Iterator[Batch]:
         """This worker's part of the batch of every step from `start` on, without end; what the loop calls."""
-        read, share, step = self.sampler(seed), np.arange(rank, batch_size, world), start
-        while True:
-            yield read(step * batch_size + share)
-            step += 1
+        return batches(self.sampler(seed), batch_size, start, rank, world)
 
     def sampler(self, seed: int) -> Callable[[ArrayLike], Batch]:
         """What gives the samples of any global indices [B]."""

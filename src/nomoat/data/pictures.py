@@ -28,6 +28,7 @@ from nomoat.data.order import Indices, Order, key
 from nomoat.data.outlines import of_alpha, of_pixels
 from nomoat.data.picture_ingest import FACTS, HINTS, PICTURES, SPLITS, TOKENIZER, write_pictures
 from nomoat.data.picture_listing import choose_size, is_pictures
+from nomoat.data.rows import batches
 from nomoat.data.tokenizer import load
 from nomoat.data.words import WordTokenizer, padded
 
@@ -119,13 +120,7 @@ class Pictures:
             ConfigError: the family's size, channels, words or classes are not those of the data.
         """
         self.suits(family)
-        return self._batches(self.sampler(seed), batch_size, start, np.arange(rank, batch_size, world))
-
-    @staticmethod
-    def _batches(read: Callable[[ArrayLike], Batch], batch_size: int, step: int, share: Indices) -> Iterator[Batch]:
-        while True:
-            yield read(step * batch_size + share)
-            step += 1
+        return batches(self.sampler(seed), batch_size, start, rank, world)
 
     def sampler(self, seed: int) -> Callable[[ArrayLike], Batch]:
         """What gives the samples of any global indices [B]."""

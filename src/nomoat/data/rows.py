@@ -10,7 +10,7 @@ never sees another document. Padding: the document end as token, mask False, doc
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -210,3 +210,13 @@ def _all_but_first(shape: tuple[Any, ...]) -> NDArray[np.bool_]:
     mask_BL = np.ones(shape, dtype=bool)
     mask_BL[:, 0] = False
     return mask_BL
+
+
+def batches(
+    read: Callable[[ArrayLike], Batch], batch_size: int, step: int, rank: int = 0, world: int = 1
+) -> Iterator[Batch]:
+    """This worker's part of the batch of every step from `step` on, without end, of what gives any samples [B]."""
+    share = np.arange(rank, batch_size, world)
+    while True:
+        yield read(step * batch_size + share)
+        step += 1

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import count as count_from
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -19,6 +18,7 @@ from numpy.typing import ArrayLike
 from nomoat.core.errors import ConfigError
 from nomoat.core.types import Batch
 from nomoat.data.order import Words, key, permute
+from nomoat.data.rows import batches
 from nomoat.data.shapes_captions import captions, longest, words
 from nomoat.data.shapes_picture import HINTS, check, hint, images
 from nomoat.data.shapes_scene import SHAPES, Numbers, Scene, Scenes
@@ -102,8 +102,7 @@ class Shapes:
             ConfigError: the family expects other pictures, or fewer words.
         """
         self._suits(family)
-        read, share = self.sampler(seed), np.arange(rank, batch_size, world)
-        return (read(step * batch_size + share) for step in count_from(start))
+        return batches(self.sampler(seed), batch_size, start, rank, world)
 
     def sampler(self, seed: int) -> Callable[[ArrayLike], Batch]:
         """What gives the samples of any global indices [B]."""
