@@ -88,14 +88,15 @@ def test_the_users_turn_is_found_in_any_template(base: Run, template: str | None
 
 def test_what_a_base_says_to_itself_is_written_once_and_known_for_its(base: Run, tmp_path: Path) -> None:  # noqa: F811
     told: list[Any] = []
-    folder = rehearsing.rehearsal(base, 3000, 200, "cpu", tmp_path, watch=told.append)
+    folder = rehearsing.rehearsal(base, 6000, 200, "cpu", tmp_path, watch=told.append)
     assert folder is not None and told
     manifest = Manifest.load(folder)
     assert manifest.splits["train"]["documents"] >= rehearsing.FEWEST and manifest.splits["heldout"]["documents"] == 0
+    assert manifest.splits["train"]["tokens"] < 6000 + 200
     assert manifest.licences.generation == 1 and manifest.licences.origins[0][0] == base.label
     assert manifest.settings["teachers"][0]["licence"] == "Apache-2.0"
     stamp = (folder / "train-learn.bin").stat().st_mtime_ns
-    assert rehearsing.rehearsal(base, 3000, 200, "cpu", tmp_path) == folder
+    assert rehearsing.rehearsal(base, 6000, 200, "cpu", tmp_path) == folder
     assert (folder / "train-learn.bin").stat().st_mtime_ns == stamp
     asked = [messages[0]["content"] for messages in Lessons(str(folder), 200).open().messages()]
     assert len({*asked}) == len(asked)

@@ -36,12 +36,10 @@ WANTED_STEPS, BATCH = 3000, 32
 TIMED = 1  # of SIZES: the others are reckoned from it by their operations
 RESERVE, LEAST_RESERVE, MOST_RESERVE = 0.25, 45.0, 240.0
 """Of a budget, what is kept for the report: a share of it, between so many seconds and so many, half of it at most."""
-WELL_JUDGED = 60.0
-"""Seconds of the report's from which the nets that judge are trained in full."""
 JUDGED, LEARNED_FROM = 512, 2000
 """Pictures drawn for the report, at most; and of an endless world, how many stand for those that were learned from."""
-LEAST_JUDGED, DRAWING = 64, 0.3
-"""At least so many; of what is kept for the report, the share that drawing may take."""
+LEAST_JUDGED, DRAWING, JUDGING = 64, 0.3, 0.6
+"""At least so many; of what is kept for the report, the shares that drawing and judging may take."""
 GUIDANCE, STEPS, SHOWN = 2.0, 20, 36
 """How the report draws; pictures on its sheet."""
 
@@ -270,7 +268,6 @@ def judged(run: Run, device: str = "auto", watch: Watch | None = None, most: int
 
     from nomoat.core.device import choose
     from nomoat.core.run import load
-    from nomoat.evaluate.classifier import STEPS as STEPS_JUDGE
     from nomoat.evaluate.contact import sheet
     from nomoat.evaluate.picture_report import Judging, picture_report
     from nomoat.sampling.drawing import Drawing
@@ -293,8 +290,8 @@ def judged(run: Run, device: str = "auto", watch: Watch | None = None, most: int
     if most is None:
         most = JUDGED if kept is None else max(LEAST_JUDGED, min(JUDGED, int(DRAWING * kept / pace)))
     groups, truth, _, reader = _material(run.recipe.data, most)
-    steps = STEPS_JUDGE if kept is None else max(40, min(STEPS_JUDGE, int(STEPS_JUDGE * kept / WELL_JUDGED)))
-    return picture_report(draw, groups, truth, reader, Judging(steps=steps), watch)
+    judging = Judging(seconds=None if kept is None else JUDGING * kept)
+    return picture_report(draw, groups, truth, reader, judging, watch)
 
 
 def _material(data: Any, most: int) -> tuple[list[Prompts], Truth, list[str], Any]:

@@ -33,10 +33,8 @@ Watch = Callable[[Mapping[str, Any]], None]
 
 QUESTION, ANSWER = 64, 48
 """Most tokens of each. A longer answer is learned without its end: what tuning changes is how an answer begins."""
-TOKENS = 85
-"""About so many has a conversation."""
 FEWEST, MOST = 16, 2048
-"""Conversations that are written."""
+"""Conversations that are written, whatever they come to in tokens."""
 WAVE = 64
 """Questions drawn together."""
 WAVES = 3 * MOST // WAVE
@@ -57,8 +55,7 @@ def rehearsal(
 
     Args:
         base: the run of a model that has a chat template.
-        tokens: about how many of them are shown in a pass; of fewer than `FEWEST` conversations and of more than `MOST`
-            so many are written.
+        tokens: how many are shown in a pass: so many are written, in `FEWEST` conversations at least, `MOST` at most.
         context_length: most tokens of a conversation.
         device: where it writes.
         root: where data lies.
@@ -73,14 +70,14 @@ def rehearsal(
     from nomoat.evaluate.tuned import other_prompts
     from nomoat.nn.native import quickest
 
-    wanted = max(FEWEST, min(round(tokens / TOKENS), MOST))
     tokenizer, chat = read(base.path / "tokenizer.json"), Chat.of(base.path)
     held = (base.path / "chat.json").read_text(encoding="utf-8")
-    key = repr((base.name, tokenizer.hash, held, wanted, context_length, QUESTION, ANSWER, other_prompts(), *own))
+    most = round(tokens), context_length, QUESTION, ANSWER
+    key = repr((base.name, tokenizer.hash, held, *most, other_prompts(), *own))
     folder = root / f"rehearsal-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
     if folder.exists():
         return folder
-    began, rows = time.perf_counter(), list[Conversation]()
+    began, rows, wrote = time.perf_counter(), list[Conversation](), 0
     writer = quickest(load(base).to(choose(device)))
     licence = (base.read_json("ledger.json") or {}).get("licence")
     known = {_plain(text) for text in other_prompts()}
@@ -88,14 +85,15 @@ def rehearsal(
         if (text := _plain(asked[-1]["content"])) not in known:
             known.add(text)
             messages = (*asked, {"role": "assistant", "content": answer})
+            wrote += len(chat.tokens(list(messages), tokenizer)[0])
             rows.append(Conversation(messages, base.label, len(rows) + 1, "rehearsal", licence, "of the base",
                                      base.label, generation=1, open_end=cut))  # fmt: skip
         late = seconds is not None and time.perf_counter() - began > seconds
-        if len(rows) == wanted or (late and len(rows) >= FEWEST):
-            break
         if watch is not None and len(rows) % FEWEST == 0:
-            said = f"the base writes what it is to remember: {len(rows):,} of {wanted:,}"
+            said = f"the base writes what it is to remember: {wrote:,} tokens of {tokens:,.0f}"
             watch({"kind": "phase", "phase": "rehearsing", "detail": said})
+        if len(rows) >= FEWEST and (late or wrote >= tokens or len(rows) == MOST):
+            break
     if len(rows) < FEWEST:
         return None
     write_lessons(folder, rows, base.path, context_length, settings={"rehearsal": base.name}, held_out_share=0.0)

@@ -342,14 +342,14 @@ def _recipe_of(module: Any, shown: str, kind: type) -> Any:
 
 
 def _about(tree: ast.Module, kind: str) -> str | None:
-    """The text given as `about` where the file makes its `kind`, "" where it is not written out; None: no recipe."""
+    """The text given as `about` where a file makes or changes its `kind`, "" where there is none; None: no recipe."""
     targets: list[ast.expr] = []
     for node in tree.body:
         targets += [node.target] if isinstance(node, ast.AnnAssign) else getattr(node, "targets", [])
     if not any(isinstance(target, ast.Name) and target.id == kind.lower() for target in targets):
         return None
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    made = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == kind]
+    made = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id in (kind, "replace")]
     given = [word.value for call in made for word in call.keywords if word.arg == "about"]
     given += [call.args[0] for call in made if call.args]
     return next((item.value for item in given if isinstance(item, ast.Constant) and isinstance(item.value, str)), "")

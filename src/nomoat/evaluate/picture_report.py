@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ from nomoat.core.errors import ConfigError, DataError
 from nomoat.core.types import Batch
 from nomoat.evaluate.bits import Watch, interval
 from nomoat.evaluate.cas import AccuracyScore, Labelled, accuracy_score
-from nomoat.evaluate.classifier import STEPS
+from nomoat.evaluate.classifier import STEPS, affordable
 from nomoat.evaluate.condition import Attributes, Condition, Reader, condition
 from nomoat.evaluate.distances import FEWEST, FRECHET_PICTURES, Distances, compare
 from nomoat.evaluate.features import Features, judge, own_domain
@@ -41,6 +41,9 @@ NOISE_LEVELS = 25
 OWN_PICTURES = 4000
 MOST_BY_JUDGE = 20_000
 """Training pictures that the judge is shown one by one in search of copies; beyond, the own net looks, 10 x as fast."""
+LEARNING, SEARCHING, LEAST_STEPS = 0.5, 0.2, 40
+"""Of the seconds that a report may take: what its small classifiers learn in, at least so many steps each; and what the
+judge may look for copies in: where it needs more, the own net looks."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,7 @@ class Judging:
         inception: Inception weights on disk, for FID.
         rows: prompts drawn together.
         steps: of each small classifier.
+        seconds: that all but drawing should take; None: as long as it takes.
         pairs: nearest pairs to tell of.
         seed: of all chance.
         device: where networks that judge compute; None: the CPU.
@@ -100,6 +104,7 @@ class Judging:
     inception: Path | None = None
     rows: int = 64
     steps: int = STEPS
+    seconds: float | None = None
     pairs: int = 10
     seed: int = 0
     device: torch.device | None = None
@@ -127,7 +132,7 @@ def picture_report(
         ConfigError: no prompts, or no prompt in a group.
         DataError: too few real pictures, or something that are no pictures.
     """
-    judging, tell = judging or Judging(), watch or (lambda event: None)
+    judging, tell = _within(judging or Judging(), truth), watch or (lambda event: None)
     if not groups or any(group.count < 1 for group in groups):
         raise ConfigError("there is no prompt to draw from", "a report is made of pictures", "give at least one group")
     held_out_NCYX = as_seen(truth.held_out_NCYX, "held-out pictures")
@@ -145,9 +150,8 @@ def picture_report(
     measured = _Measured(drawn[0], held_out_NCYX, truth, judging, notes, tell)
     distances = tuple(measured.distances())
     _say(tell, f"looking for copies among {len(truth.training):,} training pictures")
-    searched = measured.networks[0] if len(truth.training) <= MOST_BY_JUDGE else measured.networks[-1]
     lines = (truth.training[number] for number in range(len(truth.training)))
-    copied = memorised(drawn[0], held_out_NCYX, lines, searched, judging.pairs, judging.seed, tell)
+    copied = memorised(drawn[0], held_out_NCYX, lines, measured.searching(), judging.pairs, judging.seed, tell)
     return PictureReport(
         drawn=len(drawn[0]),
         held_out=len(held_out_NCYX),
@@ -179,8 +183,9 @@ class _Measured:
         noise_NCYX = as_seen(floor_NCYX + levels_NCYX / 127.5, NOISE, drawn=True)
         self.mean_NCYX = as_seen(own_NCYX.mean(0, keepdim=True), MEAN)
         self.sets = {DRAWN: drawn_NCYX, FLOOR: floor_NCYX, NOISE: noise_NCYX}
-        self.count = count
-        self.networks = []
+        self.count, self.trained_on = count, len(truth.training)
+        self.networks: list[Features] = []
+        self.pace = 0.0  # seconds a picture of the first network
         if judging.features is not None:
             self.networks.append(judging.features)
         else:
@@ -204,8 +209,25 @@ class _Measured:
             _say(self.tell, f"comparing {self.count:,} pictures by {network.name}")
             found = {name: network.of(image_NCYX, self.tell) for name, image_NCYX in self.sets.items()}
             found[MEAN] = network.of(self.mean_NCYX).expand(self.count, -1)
+            began = time.perf_counter()
             reference_ND = network.of(self.held_out_NCYX, self.tell)
+            self.pace = self.pace or (time.perf_counter() - began) / len(reference_ND)
             yield compare(reference_ND, found, FLOOR, (network.name, network.about, network.hash), self.judging.seed)
+
+    def searching(self) -> Features:
+        """The network that looks for copies: the first where it is quick enough."""
+        seconds = self.judging.seconds
+        quick = seconds is None or self.pace * self.trained_on <= SEARCHING * seconds
+        return self.networks[0] if quick and self.trained_on <= MOST_BY_JUDGE else self.networks[-1]
+
+
+def _within(judging: Judging, truth: Truth) -> Judging:
+    """The same with as many steps of the small classifiers as there is time for: the own net, and two of classes."""
+    if judging.seconds is None:
+        return judging
+    trainings = 1 if truth.training_label_N is None or truth.held_out_label_N is None else 3
+    room = affordable(LEARNING * judging.seconds / trainings, truth.held_out_NCYX, judging.device)
+    return replace(judging, steps=max(LEAST_STEPS, min(judging.steps, room)))
 
 
 def _drawn(draw: Draw, group: Prompts, rows: int, shape: tuple[int, ...], tell: Watch) -> tuple[Tensor, Figure]:

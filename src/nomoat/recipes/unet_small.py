@@ -4,23 +4,13 @@ nomoat train unet-small
 nomoat draw last "a small red circle" --guidance 2
 """
 
-from nomoat.core.budget import Budget
-from nomoat.core.recipe import Recipe
-from nomoat.data.shapes import Shapes
-from nomoat.families.diffusion import Diffusion
-from nomoat.nn.unet import UNet
+from dataclasses import replace
 
-data = Shapes(size=32)
-recipe = Recipe(
+from nomoat.nn.unet import UNet
+from nomoat.recipes.diffusion_small import recipe as plain
+
+recipe = replace(
+    plain,
     about="Pictures of 32 pixels from captions: flow matching with a UNet, the transformer's baseline.",
-    family=Diffusion(
-        size=32,
-        trunk=UNet(),
-        vocab_size=data.words().vocab_size,
-        caption_length=data.caption_length,
-    ),
-    data=data,
-    budget=Budget.parse("20m"),
-    batch_size=64,
-    ema=0.998,
+    family=replace(plain.family, trunk=UNet()),
 )

@@ -7,20 +7,16 @@ nomoat train vae-small family.quantizer.kl=1e-6 family.nets.widths=48,96
 The second line of training makes a codec for latent diffusion: 8 x 8 places, kept in bounds and little more.
 """
 
-from nomoat.core.budget import Budget
-from nomoat.core.recipe import Optimizer, Recipe
+from dataclasses import replace
+
 from nomoat.data.shapes import Shapes
-from nomoat.families.autoencoder import Autoencoder
 from nomoat.nn.pyramid import Pyramid
 from nomoat.nn.quantizers import VAE
+from nomoat.recipes.codec_small import recipe as plain
 
-recipe = Recipe(
+recipe = replace(
+    plain,
     about="A variational autoencoder of 1 M parameters that draws shapes of 32 pixels from noise.",
-    family=Autoencoder(size=32, quantizer=VAE(channels=8, kl=0.02), nets=Pyramid((48, 96, 128)), loss="l2"),
+    family=replace(plain.family, quantizer=VAE(channels=8, kl=0.02), nets=Pyramid((48, 96, 128)), loss="l2"),
     data=Shapes(size=32),
-    budget=Budget.parse("5m"),
-    batch_size=64,
-    precision="fp32",
-    ema=0.99,
-    optimizer=Optimizer(weight_decay=0.0),
 )
