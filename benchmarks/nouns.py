@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from peers import ROOT, SHARED, record
 from PIL import Image
 
-from nomoat import making, picturing
+from nomoat import making
 from nomoat.core.budget import Budget
 from nomoat.core.config import override
 from nomoat.core.run import Run, load
@@ -39,6 +39,7 @@ from nomoat.data.pictures import PictureFiles
 from nomoat.data.words import padded
 from nomoat.evaluate.contact import sheet
 from nomoat.evaluate.figure import wilson
+from nomoat.picture_plan import SIZES, sized
 from nomoat.sampling.drawing import Drawing
 
 KINDS = ("bodies", "accessories", "heads", "glasses")
@@ -236,7 +237,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--pictures", type=int, default=60_000)
     parser.add_argument("--asked", type=int, default=500, help="characters that are asked for")
-    parser.add_argument("--size", type=int, default=3, choices=range(len(picturing.SIZES)), help="of picturing.SIZES")
+    parser.add_argument("--size", type=int, default=3, choices=range(len(SIZES)), help="of picture_plan.SIZES")
     parser.add_argument("--guidance", type=float, default=2.0)
     parser.add_argument("--set", dest="changes", action="append", default=[])
     parser.add_argument("--seed", type=int, default=0)
@@ -259,7 +260,7 @@ def main() -> None:
 
     began = time.perf_counter()
     data = PictureFiles(str(files), 32).prepare(making.data_root(chosen.work), None)
-    recipe = picturing.sized(data, picturing.SIZES[chosen.size], Budget.parse("1steps"), chosen.seed)
+    recipe = sized(data, chosen.size, Budget.parse("1steps"), chosen.seed)
     recipe = override(replace(recipe, batch_size=64), chosen.changes)
     left = 60 * chosen.minutes - (time.perf_counter() - began) - 6
     recipe = replace(recipe, budget=Budget.parse(f"{left:.0f}s"))

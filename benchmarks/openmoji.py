@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from peers import ROOT, SHARED, record
 from torch import Tensor
 
-from nomoat import making, picturing
+from nomoat import making
 from nomoat.core.budget import Budget
 from nomoat.core.config import override
 from nomoat.core.run import Run, load
@@ -42,6 +42,7 @@ from nomoat.data.pictures import PictureFiles
 from nomoat.data.words import padded
 from nomoat.evaluate.contact import sheet
 from nomoat.evaluate.figure import wilson
+from nomoat.picture_plan import SIZES, sized
 from nomoat.sampling.drawing import Drawing
 
 SIZE, TRAINED, ROWS, SHOWN = 64, 32, 32, 24
@@ -162,7 +163,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=50)
     parser.add_argument("--each", type=int, default=4, help="drawings by each name")
-    parser.add_argument("--size", type=int, default=3, choices=range(len(picturing.SIZES)), help="of picturing.SIZES")
+    parser.add_argument("--size", type=int, default=3, choices=range(len(SIZES)), help="of picture_plan.SIZES")
     parser.add_argument("--guidance", type=float, default=2.0)
     parser.add_argument("--set", dest="changes", action="append", default=[])
     parser.add_argument("--seed", type=int, default=0)
@@ -191,7 +192,7 @@ def main() -> None:
     folder = chosen.work / "emoji"
     written(rows, back, folder)
     data = PictureFiles(str(folder), TRAINED).prepare(making.data_root(chosen.work), None)
-    recipe = picturing.sized(data, picturing.SIZES[chosen.size], Budget.parse("1steps"), chosen.seed)
+    recipe = sized(data, chosen.size, Budget.parse("1steps"), chosen.seed)
     recipe = override(recipe, chosen.changes)
     left = 60 * chosen.minutes - (time.perf_counter() - began) - 6
     run = making.started(

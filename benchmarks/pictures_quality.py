@@ -29,7 +29,7 @@ from nouns import Parts, drawn_lots
 from peers import ROOT, SHARED, record
 from torch import Tensor
 
-from nomoat import making, picturing
+from nomoat import making
 from nomoat.core.budget import Budget
 from nomoat.core.run import load
 from nomoat.data.pictures import PictureFiles
@@ -37,6 +37,7 @@ from nomoat.evaluate.contact import sheet
 from nomoat.evaluate.distances import compare
 from nomoat.evaluate.features import judge
 from nomoat.evaluate.seen import as_seen
+from nomoat.picture_plan import sized
 from nomoat.sampling.drawing import Drawing
 
 SIZES, RATES, STEPS, BATCH, WARMUP = (32, 48, 64), (1e-4, 3e-4, 1e-3), 50, 64, 100
@@ -59,7 +60,7 @@ def files(what: str, work: Path) -> Path:
 
 def ours(data: Any, asked: argparse.Namespace) -> tuple[Tensor, dict[str, Any]]:
     """What `make` trains of these pictures without a word, for so long."""
-    recipe = picturing.sized(data, picturing.SIZES[asked.size], Budget.parse(f"{60 * asked.minutes - 4:.0f}s"), 0)
+    recipe = sized(data, asked.size, Budget.parse(f"{60 * asked.minutes - 4:.0f}s"), 0)
     family = replace(recipe.family, vocab_size=0, caption_length=recipe.family.caption_length, classes=0)
     run = making.started(f"quality-{asked.what}", replace(recipe, family=family), asked.work / "runs", None, None)
     began = time.perf_counter()
@@ -127,7 +128,7 @@ def main() -> None:
     parser.add_argument("what", choices=("nouns", "cifar10"))
     parser.add_argument("--minutes", type=float, default=5)
     parser.add_argument("--drawn", type=int, default=1024)
-    parser.add_argument("--size", type=int, default=2, help="of picturing.SIZES")
+    parser.add_argument("--size", type=int, default=2, help="of picture_plan.SIZES")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results" / "pictures_quality.json")
     asked = parser.parse_args()

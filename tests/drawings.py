@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image, ImageDraw
 
 COLOURS = {"red": (220, 30, 30), "blue": (30, 60, 220), "green": (20, 160, 60)}
@@ -76,3 +77,15 @@ def icons(root: Path, count: int, side: int = 64) -> Path:
         files[f"{number:04X}.png"] = image
         rows.append({"hexcode": f"{number:04X}", "name": name, "tags": ["sign"]})
     return folder_of(root, {**files, "emoji.jsonl": "".join(json.dumps(row) + "\n" for row in rows)})
+
+
+def shrink(monkeypatch: pytest.MonkeyPatch, judged: int = 64) -> None:
+    """Let `make` of pictures choose among tiny networks and draw little."""
+    from nomoat import picture_plan, picturing
+
+    quick = {name: kind._replace(steps=min(kind.steps, 2), batch=8) for name, kind in picture_plan.KINDS.items()}
+    small = {"SIZES": ((32, 1, 2), (32, 2, 2), (32, 2, 2)), "WIDTHS": ((16,), (16, 16), (16, 32)), "TIMED": 0, "BATCH": 8}
+    for name, value in {**small, "KINDS": quick}.items():
+        monkeypatch.setattr(picture_plan, name, value)
+    for name, value in {"KINDS": quick, "JUDGED": judged, "LEARNED_FROM": 160}.items():
+        monkeypatch.setattr(picturing, name, value)

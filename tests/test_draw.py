@@ -21,7 +21,7 @@ from nomoat.core.recipe import Recipe
 from nomoat.core.run import Run
 from nomoat.data.words import WordTokenizer
 from nomoat.drawing import Given, again, draw, parameters
-from nomoat.sampling.drawing import Drawing, slerp
+from nomoat.sampling.drawing import Drawing
 
 
 @pytest.fixture
@@ -95,13 +95,6 @@ def test_what_lies_between_two_seeds_and_two_pictures(made: Any, picture: Any) -
         assert np.abs(drawn.image_YXC - (one + (other - one) * number / 4)).max() <= 1
     varied = draw(made(Toy(reads=("like",))), "", 2, given=Given(between=(str(a), str(b))))
     assert np.array_equal(varied[0].image_YXC, one) and np.array_equal(varied[1].image_YXC, other)
-
-
-def test_slerp_keeps_the_length_of_noise() -> None:
-    a, b = torch.randn(2, 1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    middle = slerp(a, b, torch.tensor(0.5).view(1, 1, 1, 1))
-    assert middle.std().item() == pytest.approx(1, abs=0.1)
-    torch.testing.assert_close(slerp(a, b, torch.tensor([0.0])), a, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 from conversations import CHATML
-from drawings import icons
+from drawings import icons, shrink
 from folders import notes
 from oracle import chatty, completion, oracle
 from PIL import Image
 
-from nomoat import comparing, picturing
+from nomoat import comparing
 from nomoat.cli import main
 from nomoat.core.run import Run
 from nomoat.evaluate import tuned
@@ -89,8 +89,7 @@ def test_a_folder_of_emoji_becomes_a_model_that_draws(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NOMOAT_RUNS", str(tmp_path / "runs"))
-    for name, value in {"SIZES": ((32, 1, 2),) * 3, "TIMED": 0, "BATCH": 8, "JUDGED": 16, "STEPS": 2}.items():
-        monkeypatch.setattr(picturing, name, value)
+    shrink(monkeypatch, judged=16)
     icons(tmp_path / "emoji", 40)
     for words in commands("a-model-that-draws.md"):
         shrunk = [{"25m": "2steps", "12m": "2steps", "16": "2", "8": "2"}.get(word, word) for word in words[1:]]

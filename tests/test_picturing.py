@@ -7,24 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from drawings import drawings
+from drawings import drawings, shrink
 from PIL import Image
 
-from nomoat import picturing, verbs
+from nomoat import drawing, picture_plan, picturing, verbs
 from nomoat.cli import main
-from nomoat.evaluate import picture_report
 from nomoat.making import Spending
 
 
 @pytest.fixture(autouse=True)
 def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NOMOAT_RUNS", str(tmp_path / "runs"))
-    monkeypatch.setattr(picturing, "SIZES", ((32, 1, 2), (32, 2, 2), (32, 2, 2)))
-    monkeypatch.setattr(picturing, "TIMED", 0)
-    monkeypatch.setattr(picturing, "BATCH", 8)
-    monkeypatch.setattr(picturing, "JUDGED", 64)
-    monkeypatch.setattr(picturing, "LEARNED_FROM", 160)
-    monkeypatch.setattr(picturing, "STEPS", 2)
+    shrink(monkeypatch)
 
 
 def seen(run: Any) -> dict[str, Any]:
@@ -87,17 +81,33 @@ def test_the_shapes_world_binds_nobody() -> None:
     from nomoat.data.shapes import Shapes
     from nomoat.data.sources import of_recipe
 
-    recipe = picturing.sized(Shapes(), picturing.SIZES[0], Budget.parse("1steps"), 0)
+    recipe = picture_plan.sized(Shapes(), 0, Budget.parse("1steps"), 0)
     [stream] = of_recipe(recipe, Rules())
     assert (stream.licence, stream.role, stream.name) == ("CC0-1.0", "data", "the shapes world")
 
 
-def test_the_network_is_the_largest_that_gets_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", picture_plan.KINDS)
+def test_the_network_is_the_largest_that_gets_its_steps(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     from nomoat.data.shapes import Shapes
 
-    monkeypatch.setattr(picturing, "SIZES", ((32, 1, 2), (64, 2, 2), (128, 4, 2)))
-    spending = Spending.of("1h")
-    recipe = picturing.sized(Shapes(), picturing.SIZES[0], spending.budget, 0)
-    for pace, size in ((1e-4, 2), (10.0, 0)):
-        assert picturing._affordable(recipe, pace, 3600.0, spending.budget) == picturing.SIZES[size]
-    assert picture_report.picture_report is not None
+    monkeypatch.setattr(picture_plan, "SIZES", ((32, 1, 2), (64, 2, 2), (128, 4, 2)))
+    monkeypatch.setattr(picture_plan, "WIDTHS", ((8,), (16, 32), (32, 64)))
+    budget, data = Spending.of("1h").budget, Shapes()
+    middle = picture_plan.work(picture_plan.sized(data, 1, budget, 0, kind).family)
+    wanted = picture_plan.KINDS[kind].wanted
+    for left, size in ((1e9, 2), (1.01 * wanted, 1), (0.5 * wanted, 0), (1e-9, 0), (None, 2)):
+        assert picture_plan.affordable(data, kind, 1 / middle, left, budget) == size
+
+
+@pytest.mark.parametrize("kind", picture_plan.KINDS)
+def test_every_kind_can_be_asked_for(kind: str, tmp_path: Path) -> None:
+    run = picturing.make_pictures(drawings(tmp_path / "pictures", 12), Spending.of("2steps"), kind=kind)
+    assert run.status == "done" and picture_plan.KINDS[kind].about in run.recipe.about
+    assert drawing.draw(run, "", 2)[1].image_YXC.shape[2] == 3
+
+
+def test_a_kind_that_is_none_is_refused(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["make", "--family", "shortcat", "--budget", "2steps"]) == 2
+    assert "shortcut" in capfd.readouterr().err
+    assert main(["make", "--family", "unet", "--from", "last", "--budget", "2steps"]) == 2
+    assert "--from" in capfd.readouterr().err

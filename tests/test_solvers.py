@@ -198,6 +198,7 @@ def test_slerp_keeps_the_length():
     torch.testing.assert_close(slerp(a, b, 0.0), a)
     torch.testing.assert_close(slerp(a, b, 1.0), b)
     torch.testing.assert_close(slerp(a, a, 0.3), a)
+    torch.testing.assert_close(slerp(a, b, torch.tensor([0.0, 1.0])), torch.stack((a[0], b[1])))
     middle = slerp(a, b, 0.5)
     assert middle.norm(dim=1) == pytest.approx(((a.norm(dim=1) + b.norm(dim=1)) / 2), rel=0.01)
     assert ((a + b) / 2).norm(dim=1).max() < 0.8 * middle.norm(dim=1).min()

@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from nomoat import __version__
 from nomoat.core.errors import ConfigError, DataError, RunError
+from nomoat.core.recipe import Ref
 from nomoat.core.run import Run
-from nomoat.sampling.drawing import Drawing, noise, slerp
+from nomoat.sampling.drawing import Drawing, noise
+from nomoat.sampling.solvers import slerp
 
 if TYPE_CHECKING:
     import numpy as np
@@ -136,7 +138,7 @@ def again(picture: Path | str, out: Path | str | None = None, device: str = "aut
     """
     settings = parameters(picture)
     opened = Run.open(settings["run"])
-    if _digest(opened) != settings["sha256"]:
+    if Ref(str(opened.path)).pinned().sha256 != settings["sha256"]:
         raise RunError(
             f"{opened.name} is no longer what drew {picture}", "its weights are others now", "draw with an older copy"
         )
@@ -269,7 +271,7 @@ def _prompts(
                 made["noise"] = noise(1, family.noise_shape, asked["seed"]).expand(count, *family.noise_shape)
         else:
             one, other = (noise(1, family.noise_shape, int(seed)) for seed in asked["between"])
-            made["noise"] = slerp(one, other, share_B.view((-1,) + (1,) * len(family.noise_shape)))
+            made["noise"] = slerp(one, other, share_B)
     return made
 
 
@@ -349,15 +351,8 @@ def _tensor(image_YXC: NDArray[Any]) -> Any:
 
 def _settings(run: Run, asked: Mapping[str, Any], pictures: Mapping[str, Any], row: int) -> dict[str, Any]:
     held = {name: base64.b64encode(_png(image, {})).decode() for name, image in pictures.items()}
-    whole = {"nomoat": __version__, "run": run.name, "sha256": _digest(run), "row": row, **asked}
+    whole = {"nomoat": __version__, "run": run.name, "sha256": Ref(str(run.path)).pinned().sha256, "row": row, **asked}
     return {**whole, **({"pictures": held} if held else {})}
-
-
-def _digest(run: Run) -> str:
-    from nomoat.core import checkpoint
-
-    found = checkpoint.newest(run.checkpoints).path
-    return checkpoint.digest(found, checkpoint.model_group(found))
 
 
 def _png(image_YXC: NDArray[Any], settings: Mapping[str, Any]) -> bytes:

@@ -1,7 +1,7 @@
 """From a folder of pictures, or the shapes world, and a budget to a model that draws, with its report card.
 
-    files -> Pictures | Shapes -> a few timed steps -> how large a network -> the loop, a sheet now and then
-          -> drawn by the held-out pictures' prompts -> judged -> report, contact sheet, card
+    files -> picture_plan.foreseen -> the loop, a sheet now and then -> drawn by the held-out pictures' prompts
+          -> judged -> report, contact sheet, card
 
 The budget is for the whole way: what reading took, and what the report will take, is left out of what training gets.
 """
@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nomoat import making
-from nomoat.core.budget import Budget
 from nomoat.core.errors import DataError
-from nomoat.core.recipe import Recipe
 from nomoat.core.run import Run
 from nomoat.making import Spending
+from nomoat.picture_plan import KINDS, foreseen, reserve
 
 if TYPE_CHECKING:
     from nomoat.evaluate.picture_report import Prompts, Truth
@@ -29,18 +28,11 @@ Watch = Callable[[Mapping[str, Any]], None]
 DRAW = "draw.json"
 """What a run knows that was made of pictures; by this file it is known for one."""
 SHEET = "sheet.png"
-SIZES = ((96, 3, 3), (128, 4, 4), (192, 6, 6), (256, 8, 8), (384, 10, 6))
-"""Width, depth and heads of the networks that are chosen from."""
-WANTED_STEPS, BATCH = 3000, 32
-"""A diffusion model needs some thousand steps before its pictures are any good: the largest network that gets them."""
-TIMED = 1  # of SIZES: the others are reckoned from it by their operations
-RESERVE, LEAST_RESERVE, MOST_RESERVE = 0.25, 45.0, 240.0
-"""Of a budget, what is kept for the report: a share of it, between so many seconds and so many, half of it at most."""
 JUDGED, LEARNED_FROM = 512, 2000
 """Pictures drawn for the report, at most; and of an endless world, how many stand for those that were learned from."""
 LEAST_JUDGED, DRAWING, JUDGING = 64, 0.3, 0.6
 """At least so many; of what is kept for the report, the shares that drawing and judging may take."""
-GUIDANCE, STEPS, SHOWN = 2.0, 20, 36
+GUIDANCE, SHOWN = 2.0, 36
 """How the report draws; pictures on its sheet."""
 
 
@@ -57,6 +49,7 @@ def make_pictures(
     seed: int = 0,
     watch: Watch | None = None,
     allow: str | None = None,
+    kind: str | None = None,
 ) -> Run:
     """Make a model that draws.
 
@@ -68,22 +61,25 @@ def make_pictures(
         seed: same seed, same model.
         watch: told what happens.
         allow: why it may be made although the licences cannot be kept together; recorded.
+        kind: one of `picture_plan.KINDS`; None: the one that suits.
 
     Raises:
+        ConfigError: there is no such kind.
         DataError: no pictures, or too few.
         RunError: licences that cannot be kept together.
         StoppedError: Ctrl-C while training; `resume` goes on.
     """
-    forecast = foreseen(path, spending, licence, seed, watch)
+    forecast = foreseen(path, spending, licence, seed, watch, kind)
     recipe = forecast.recipe
     whole = spending.budget.seconds(spending.budget.watts)
-    left = None if whole is None else spending.left(_kept(whole)) or forecast.seconds
+    left = None if whole is None else spending.left(reserve(whole)) or forecast.seconds
     if whole is not None and left is not None:
         recipe = replace(recipe, budget=replace(spending.budget, amount=spending.budget.amount * left / whole))
     run = making.started("shapes" if path is None else Path(path).resolve().name, recipe, None, watch, allow)
     spending.state(run)
-    known = {"guidance": GUIDANCE if recipe.family.tells else 1.0, "steps": STEPS}
-    run.write_json(DRAW, {**known, "seconds": None if whole is None else _kept(whole)})
+    guidance = GUIDANCE if getattr(recipe.family, "tells", False) else 1.0
+    known = {"guidance": guidance, "steps": KINDS[forecast.kind].steps}
+    run.write_json(DRAW, {**known, "seconds": None if whole is None else reserve(whole)})
     return drawn(run, device, watch, spending.began)
 
 
@@ -92,148 +88,6 @@ def are_pictures(path: Path | str | None) -> bool:
     from nomoat.data.picture_listing import is_pictures
 
     return path is not None and is_pictures(path)
-
-
-@dataclass(frozen=True)
-class PictureForecast:
-    """What would be trained of pictures. How good it becomes nobody foretells: there is no law of it yet.
-
-    Args:
-        recipe: to train.
-        parameters: of the network.
-        pictures: to learn from; None: no end of them.
-        pace: seconds a step, the least of three.
-        seconds: what training gets of the budget; None: it is no budget of time.
-        kept: seconds that are kept for the report.
-    """
-
-    recipe: Recipe
-    parameters: int
-    pictures: int | None
-    pace: float
-    seconds: float | None
-    kept: float
-
-    @property
-    def steps(self) -> int | None:
-        """That the time has room for, about; None: the budget says."""
-        return None if self.seconds is None else int(self.seconds / self.pace)
-
-    @property
-    def expected(self) -> dict[str, Any]:
-        """As plain numbers, for JSON and the run."""
-        own = {"parameters": self.parameters, "pictures": self.pictures, "seconds_a_step": self.pace}
-        return {**own, "steps": self.steps, "training_seconds": self.seconds, "report_seconds": self.kept}
-
-    def as_text(self) -> str:
-        """For the terminal."""
-        family, batch = self.recipe.family, self.recipe.batch_size
-        width, depth = family.trunk.width, family.trunk.depth
-        told = f"captions of {family.vocab_size:,} words" if family.vocab_size else "no captions"
-        told = f"{family.classes} classes" if not family.vocab_size and family.classes else told
-        many = "no end of them" if self.pictures is None else f"{self.pictures:,} to learn from"
-        lines = [
-            f"pictures   {many}, {family.size} x {family.size} pixels, {told}",
-            f"model      {self.parameters / 1e6:.2f} M parameters: flow matching, a transformer of width {width}, "
-            f"depth {depth}, patches of {family.patch}",
-            f"pace       {batch / self.pace:,.0f} pictures a second, {self.pace:.3f} s a step of {batch}",
-        ]
-        if self.seconds is not None and self.steps is not None:
-            passes = "" if self.pictures is None else f", each picture {self.steps * batch / self.pictures:.1f} times"
-            lines.append(f"training   about {self.steps:,} steps in {self.seconds:.0f} s{passes}")
-            lines.append(f"report     {self.kept:.0f} s are kept for it")
-            if self.steps < WANTED_STEPS:
-                lines.append(f"note       below {WANTED_STEPS:,} steps pictures stay vague: a larger budget helps")
-        return "\n".join(lines)
-
-
-def foreseen(
-    path: Path | str | None, spending: Spending, licence: str | None = None, seed: int = 0, watch: Watch | None = None
-) -> PictureForecast:
-    """Read the pictures, time a few steps and choose the network.
-
-    Raises:
-        DataError: no pictures, or too few.
-    """
-    from nomoat.data.pictures import PictureFiles, choose_size
-    from nomoat.data.shapes import Shapes
-
-    if path is None:
-        data: Any = Shapes()
-    else:
-        data = PictureFiles(str(path), choose_size(path), licence).prepare(making.data_root(), watch)
-        if (rows := data.open().size) < 2:
-            raise DataError(f"there are too few pictures in {path}", f"{rows} to learn from", "add pictures")
-    whole = spending.budget.seconds(spending.budget.watts)
-    kept = _kept(whole or 0.0)
-    if watch is not None:
-        watch({"kind": "phase", "phase": "planning", "detail": "timing a few steps"})
-    timed = sized(data, SIZES[TIMED], spending.budget, seed)
-    pace, left = _seconds_a_step(timed), spending.left(kept)
-    size = _affordable(timed, pace, left, spending.budget)
-    recipe = sized(data, size, spending.budget, seed)
-    places = (recipe.family.size // recipe.family.patch) ** 2
-    own, other = (each.family.trunk.flops_per_token(places) for each in (recipe, timed))
-    seconds = None if whole is None else left
-    rows = None if path is None else data.open().size
-    parameters = sum(weight.numel() for weight in recipe.family.build({}).parameters())
-    return PictureForecast(recipe, parameters, rows, pace * own / other, seconds, kept)
-
-
-def _kept(whole: float) -> float:
-    """Seconds of a budget that the report may take."""
-    return min(max(RESERVE * whole, min(LEAST_RESERVE, whole / 2)), MOST_RESERVE)
-
-
-def sized(data: Any, size: tuple[int, int, int], budget: Budget, seed: int) -> Recipe:
-    """The recipe of a network of this width, depth and heads."""
-    from nomoat.families.diffusion import Diffusion
-    from nomoat.nn.backbone import Backbone
-    from nomoat.nn.dialect import OURS
-
-    width, depth, heads = size
-    words = data.words()
-    trunk = Backbone(width, depth, heads, causal=False, dialect=replace(OURS, rope_base=100.0))
-    family = Diffusion(
-        size=data.size,
-        channels=getattr(data, "channels", 3),
-        patch=4 if data.size <= 32 else 8,
-        trunk=trunk,
-        vocab_size=words.vocab_size if words else 0,
-        caption_length=data.caption_length,
-        classes=0 if words else len(data.classes),
-    )
-    about = f"Pictures of {data.size} pixels by flow matching, width {width}, depth {depth}."
-    return Recipe(about, family, data, budget, batch_size=BATCH, seed=seed, ema=0.998)
-
-
-def _seconds_a_step(recipe: Recipe) -> float:
-    """Seconds of one training step, the least of three."""
-    import torch
-
-    family: Any = recipe.family.build({})
-    batch = next(iter(recipe.data.stream(family, recipe.batch_size, 0)))
-    took = []
-    for number in range(4):
-        began = time.perf_counter()
-        loss = family.loss(family.draw(batch, torch.Generator().manual_seed(number)))
-        (loss.total / loss.count).backward()
-        took.append(time.perf_counter() - began)
-    return min(took[1:])
-
-
-def _affordable(recipe: Recipe, pace: float, left: float | None, budget: Budget) -> tuple[int, int, int]:
-    """The largest size that takes `WANTED_STEPS` in the time; of a budget in steps or tokens the middle one."""
-    if left is None:
-        return SIZES[2]
-    positions = (recipe.family.size // recipe.family.patch) ** 2
-    unit = recipe.family.trunk.flops_per_token(positions)
-    best = SIZES[0]
-    for size in SIZES:
-        trunk = sized(recipe.data, size, budget, 0).family.trunk
-        if WANTED_STEPS * pace * trunk.flops_per_token(positions) / unit <= left:
-            best = size
-    return best
 
 
 def drawn(run: Run, device: str, watch: Watch | None, began: float | None = None) -> Run:
@@ -272,7 +126,7 @@ def judged(run: Run, device: str = "auto", watch: Watch | None = None, most: int
     from nomoat.evaluate.picture_report import Judging, picture_report
     from nomoat.sampling.drawing import Drawing
 
-    known = run.read_json(DRAW) or {"guidance": 1.0, "steps": STEPS}
+    known = run.read_json(DRAW) or {"guidance": 1.0, "steps": 20}
     place = choose(device)
     family: Any = load(run).to(place)
     drawing = Drawing(steps=known["steps"], guidance=known["guidance"])

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nomoat import controlling, distilling, licensing, making, picturing, tuning
+from nomoat import controlling, distilling, licensing, making, picture_plan, picturing, tuning
 from nomoat.core import run as _run
 from nomoat.core import runs as _runs
 from nomoat.core.config import override
@@ -88,7 +88,7 @@ def plan(
     watts: float | None = None,
     watch: Watch | None = None,
     recipe: Sequence[str] = (),
-) -> Forecast | OnPaper | picturing.PictureForecast:
+) -> Forecast | OnPaper | picture_plan.PictureForecast:
     """What `make` would do with the same arguments, what it expects and how sure that is; files are read for it.
 
     With `recipe`, the name of one and overrides: what that costs on one H100, on paper; nothing is read or measured.
@@ -104,7 +104,7 @@ def plan(
     spending = Spending.of(budget, price_per_hour, watts)
     _checked(device)
     if picturing.are_pictures(path):
-        return picturing.foreseen(path, spending, licence, watch=watch)
+        return picture_plan.foreseen(path, spending, licence, watch=watch)
     return making.foreseen(path, spending, licence, device, watch)
 
 

@@ -12,6 +12,7 @@ import click
 from nomoat.cli import options
 from nomoat.cli.display import watching
 from nomoat.cli.output import Output
+from nomoat.core.errors import ConfigError
 from nomoat.core.recipe import listing
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("path", required=False, type=click.Path(exists=True))
 @click.option("--pictures", is_flag=True, help="A model that draws; without PATH: of the procedural shapes world.")
+@click.option("--family", "kind", metavar="KIND", help="Of pictures: diffusion, unet, shortcut, r3gan. [what suits]")
 @click.option("--from", "base", metavar="MODEL", help="Go on from this model: for files under about 20 MB.")
 @options.budget
 @options.licence
@@ -29,7 +31,9 @@ if TYPE_CHECKING:
 @options.device
 @options.as_json
 @click.pass_obj
-def make(output: Output, path: str | None, pictures: bool, base: str | None, budget: str, **asked: Any) -> None:
+def make(
+    output: Output, path: str | None, pictures: bool, kind: str | None, base: str | None, budget: str, **asked: Any
+) -> None:
     """Make a model from a file or folder, within a budget.
 
     PATH holds txt, md, code, html, csv, jsonl or parquet, each also as .gz, .zst or in a .zip; or pictures, of which a
@@ -39,6 +43,9 @@ def make(output: Output, path: str | None, pictures: bool, base: str | None, bud
     from nomoat import picturing, tuning, verbs
     from nomoat.making import Spending
 
+    pictures = pictures or kind is not None
+    if base is not None and pictures:
+        raise ConfigError("--from goes on from a model of text", "pictures were asked for", "leave one of them out")
     if base is None and not pictures and (text := tuning.proposal(path)):
         output.event({"kind": "warning", "text": text})
     with watching(output, f"nomoat make {path or ''}".rstrip() + f" · {budget}") as watch:
@@ -47,7 +54,7 @@ def make(output: Output, path: str | None, pictures: bool, base: str | None, bud
         else:
             spending = Spending.of(budget, asked.pop("price_per_hour"), asked.pop("watts"))
             if base is None:
-                run = picturing.make_pictures(path, spending, watch=watch, **asked)
+                run = picturing.make_pictures(path, spending, watch=watch, kind=kind, **asked)
             else:
                 run = tuning.make_from(base, path, spending, watch=watch, **asked)
     ended(output, run)
@@ -56,25 +63,34 @@ def make(output: Output, path: str | None, pictures: bool, base: str | None, bud
 @click.command()
 @click.argument("path", required=False, type=click.Path(exists=True))
 @click.option("--pictures", is_flag=True, help="Of a model that draws; without PATH: of the shapes world.")
+@click.option("--family", "kind", metavar="KIND", help="Of pictures: diffusion, unet, shortcut, r3gan. [what suits]")
 @click.option("--recipe", multiple=True, metavar="NAME", help="A recipe on one H100, on paper; also with a.b=c.")
 @options.budget
 @options.licence
 @options.device
 @options.as_json
 @click.pass_obj
-def plan(output: Output, path: str | None, pictures: bool, recipe: tuple[str, ...], budget: str, **asked: Any) -> None:
+def plan(
+    output: Output,
+    path: str | None,
+    pictures: bool,
+    kind: str | None,
+    recipe: tuple[str, ...],
+    budget: str,
+    **asked: Any,
+) -> None:
     """Show what `make` would do with PATH: model, time, loss, memory, cost, and how sure that is.
 
     Files are read for it, and a short rehearsal is trained, which is thrown away; of pictures a few steps are timed.
     """
-    from nomoat import picturing, verbs
+    from nomoat import picture_plan, verbs
     from nomoat.core.config import to_json
     from nomoat.making import Spending
 
     with watching(output, "nomoat plan") as watch:
-        if pictures and not recipe:
+        if (pictures or kind) and not recipe:
             spending = Spending.of(budget, asked["price_per_hour"], asked["watts"])
-            made: Any = picturing.foreseen(path, spending, asked["licence"], watch=watch)
+            made: Any = picture_plan.foreseen(path, spending, asked["licence"], watch=watch, kind=kind)
         else:
             made = verbs.plan(path, budget, watch=watch, recipe=recipe, **asked)
     output.result({"run": None, "plan": made.expected, "recipe": to_json(made.recipe)}, made.as_text())

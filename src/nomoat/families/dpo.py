@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nomoat.core.errors import ConfigError
-from nomoat.core.family import Family, Parts
+from nomoat.core.family import Parts
 from nomoat.core.types import Batch, Loss
-from nomoat.nn.answers import log_probabilities, pairs, reference, tiny_policy
+from nomoat.nn.answers import Preferring, log_probabilities, reference, tiny_policy
 
 
 @dataclass(frozen=True)
@@ -59,19 +59,10 @@ def pair_losses(logp_B2: Tensor, reference_B2: Tensor, beta: float) -> tuple[Ten
     return -F.logsigmoid(margin_B), margin_B
 
 
-class DirectPreference(Family):
+class DirectPreference(Preferring):
     """See the module's first lines. What is kept is the policy."""
 
     counts: ClassVar[str] = "pair"
-
-    def __init__(self, config: DPO, parts: Parts | None = None) -> None:
-        super().__init__()
-        self.config = config
-        self.policy: Any = config.policy.build(parts or {})
-
-    @property
-    def product(self) -> Family:
-        return self.policy
 
     def loss(self, batch: Batch, player: str = "model", progress: float = 0.0) -> Loss:
         """Summed over pairs; parts: `margin`, `accuracy` (margins above zero), `chosen_gain` (nats of the answer)."""
@@ -88,6 +79,3 @@ class DirectPreference(Family):
         """ln 2, and the weighted nats a token of the chosen answers before training."""
         count_B = batch["mask"][:, 0, 1:].sum(-1).clamp(min=1)
         return math.log(2) - self.config.nll * float((batch["reference"][:, 0] / count_B).mean())
-
-    def example(self, samples: int = 2) -> Batch:
-        return pairs(self.policy, samples)

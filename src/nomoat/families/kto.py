@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from nomoat.core.errors import ConfigError
-from nomoat.core.family import Family, Parts
+from nomoat.core.family import Parts
 from nomoat.core.types import Batch, Loss
-from nomoat.nn.answers import pairs, reference, tiny_policy
+from nomoat.nn.answers import Preferring, reference, tiny_policy
 
 
 @dataclass(frozen=True)
@@ -62,19 +62,10 @@ def answer_losses(ratio_B: Tensor, divergence_B: Tensor, good_B: Tensor, config:
     return value_B * torch.where(good_B, config.good, config.bad)
 
 
-class ProspectTheory(Family):
+class ProspectTheory(Preferring):
     """See the module's first lines. What is kept is the policy."""
 
     counts: ClassVar[str] = "answer"
-
-    def __init__(self, config: KTO, parts: Parts | None = None) -> None:
-        super().__init__()
-        self.config = config
-        self.policy: Any = config.policy.build(parts or {})
-
-    @property
-    def product(self) -> Family:
-        return self.policy
 
     @torch.no_grad()
     def draw(self, batch: Batch, generator: torch.Generator) -> Batch:
@@ -97,6 +88,3 @@ class ProspectTheory(Family):
     def first_loss(self, batch: Batch) -> float:
         """Half the mean weight: nothing has moved yet."""
         return float(torch.where(batch["label"], self.config.good, self.config.bad).mean() / 2)
-
-    def example(self, samples: int = 2) -> Batch:
-        return pairs(self.policy, samples)

@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nomoat.core.errors import ConfigError
-from nomoat.core.family import Family, Parts
+from nomoat.core.family import Parts
 from nomoat.core.types import Batch, Loss
-from nomoat.nn.answers import log_probabilities, pairs, tiny_policy
+from nomoat.nn.answers import Preferring, log_probabilities, tiny_policy
 
 
 @dataclass(frozen=True)
@@ -59,19 +59,10 @@ def odds_losses(mean_B2: Tensor) -> tuple[Tensor, Tensor]:
     return -F.logsigmoid(ratio_B), ratio_B
 
 
-class OddsRatio(Family):
+class OddsRatio(Preferring):
     """See the module's first lines. What is kept is the policy."""
 
     counts: ClassVar[str] = "pair"
-
-    def __init__(self, config: ORPO, parts: Parts | None = None) -> None:
-        super().__init__()
-        self.config = config
-        self.policy: Any = config.policy.build(parts or {})
-
-    @property
-    def product(self) -> Family:
-        return self.policy
 
     def loss(self, batch: Batch, player: str = "model", progress: float = 0.0) -> Loss:
         """Summed over pairs; parts: `margin` (the log odds ratio), `accuracy` (ratios above one), `chosen_nats`."""
@@ -85,6 +76,3 @@ class OddsRatio(Family):
         """The chosen answers' nats a token before training, and the weighted loss of their odds as they are then."""
         mean_B2 = batch["reference"] / batch["mask"][..., 1:].sum(-1).clamp(min=1)
         return float((self.config.beta * odds_losses(mean_B2)[0] - mean_B2[:, 0]).mean())
-
-    def example(self, samples: int = 2) -> Batch:
-        return pairs(self.policy, samples)

@@ -27,8 +27,8 @@ from nomoat.core.types import Batch, Loss, Ports
 from nomoat.nn.backbone import Backbone
 from nomoat.nn.caption import Caption, dropped
 from nomoat.nn.told import Shares
-from nomoat.sampling.drawing import Drawing, noise, slerp
-from nomoat.sampling.solvers import SOLVERS, UNIFORM, guided, unchanged
+from nomoat.sampling.drawing import Drawing, noise
+from nomoat.sampling.solvers import SOLVERS, UNIFORM, guided, slerp, unchanged
 
 PARTS = ("clip", "prior", "decoder")
 UPSAMPLER = "upsampler"
@@ -392,7 +392,7 @@ def scaled(vector_BE: Tensor) -> Tensor:
 
 def between(first_BE: Tensor, last_BE: Tensor, share_B: Tensor) -> Tensor:
     """On the arc from the first to the last, each row at a share of its own."""
-    return scaled(slerp(first_BE, last_BE, share_B[:, None]))
+    return scaled(slerp(first_BE, last_BE, share_B))
 
 
 def _suited(model: Frozen, options: Drawing) -> Drawing:

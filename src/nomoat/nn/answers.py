@@ -15,6 +15,7 @@ from torch import Tensor
 
 from nomoat.core.config import from_json, to_json
 from nomoat.core.errors import ConfigError
+from nomoat.core.family import Family, Parts
 from nomoat.core.types import Batch, Scores
 from nomoat.nn.backbone import Backbone
 
@@ -64,3 +65,23 @@ def tiny_policy() -> Any:
     """The config of a very small model that scores; found by its name, as in a run: families do not import another."""
     backbone = to_json(Backbone(width=32, depth=2, heads=2))
     return from_json({"type": "nomoat.families.lm:LM", "vocab_size": 17, "context_length": 8, "backbone": backbone})
+
+
+class Preferring(Family):
+    """A family that tunes whatever scores, and of which that is kept.
+
+    Args:
+        config: with the `policy` that is tuned.
+    """
+
+    def __init__(self, config: Any, parts: Parts | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.policy: Any = config.policy.build(parts or {})
+
+    @property
+    def product(self) -> Family:
+        return self.policy
+
+    def example(self, samples: int = 2) -> Batch:
+        return pairs(self.policy, samples)

@@ -74,21 +74,6 @@ def noise(rows: int, shape: Sequence[int], seed: int, first: int = 0, name: str 
     return torch.stack([torch.randn(*shape, generator=generator(seed, name, first + row)) for row in range(rows)])
 
 
-def slerp(one: Tensor, other: Tensor, share: Tensor) -> Tensor:
-    """Between two tensors [B, ...] of normal noise on the great circle: what lies between is as likely as the ends.
-
-    Args:
-        one: where `share` is 0.
-        other: where it is 1.
-        share: of the way, of a shape that broadcasts.
-
-    Shoemake 1985.
-    """
-    cosine_B = torch.nn.functional.cosine_similarity(one.flatten(1), other.flatten(1)).clamp(-0.9995, 0.9995)
-    angle = torch.arccos(cosine_B).view((-1,) + (1,) * (one.ndim - 1))
-    return (torch.sin((1 - share) * angle) * one + torch.sin(share * angle) * other) / torch.sin(angle)
-
-
 def rows_of(prompts: Batch) -> int:
     """How many pictures are asked for: `rows`, or as many as the first tensor has."""
     sizes = [len(value) for value in prompts.values() if isinstance(value, Tensor) and value.ndim]

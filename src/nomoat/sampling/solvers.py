@@ -219,19 +219,19 @@ def keeping(mask: Tensor, known: Tensor, noise: Tensor) -> After:
     return after
 
 
-def slerp(first: Tensor, last: Tensor, share: float) -> Tensor:
-    """Between two noises along the arc, so that what lies between is as long as they are (Shoemake 1985).
+def slerp(first: Tensor, last: Tensor, share: float | Tensor) -> Tensor:
+    """Between two noises along the arc, so that what lies between is as long, and as likely, as they (Shoemake 1985).
 
     Args:
-        first: noise, each row a picture.
+        first: noise, each row a picture (or a vector); one row for all shares, or one each.
         last: of the same shape.
-        share: 0 is `first`, 1 is `last`.
+        share: 0 is `first`, 1 is `last`; one for all rows, or [B].
     """
     a_BN, b_BN = first.flatten(1), last.flatten(1)
     cosine_B1 = torch.nn.functional.cosine_similarity(a_BN, b_BN, dim=1)[:, None].clamp(-1, 1)
     angle_B1 = cosine_B1.arccos()
-    arc_B1 = angle_B1.sin()
-    along = arc_B1 > 1e-4  # else they are one, or opposite
-    of_a_B1 = torch.where(along, ((1 - share) * angle_B1).sin() / arc_B1, torch.as_tensor(1 - share).to(arc_B1))
-    of_b_B1 = torch.where(along, (share * angle_B1).sin() / arc_B1, torch.as_tensor(share).to(arc_B1))
-    return (of_a_B1 * a_BN + of_b_B1 * b_BN).view_as(first)
+    arc_B1, share_B1 = angle_B1.sin(), torch.as_tensor(share).to(a_BN).reshape(-1, 1)
+    along_B1 = arc_B1 > 1e-4  # else they are one, or opposite
+    of_a_B1 = torch.where(along_B1, ((1 - share_B1) * angle_B1).sin() / arc_B1, 1 - share_B1)
+    of_b_B1 = torch.where(along_B1, (share_B1 * angle_B1).sin() / arc_B1, share_B1)
+    return (of_a_B1 * a_BN + of_b_B1 * b_BN).unflatten(1, first.shape[1:])
