@@ -147,7 +147,7 @@ def trained(case: str, teacher: Any, learn: Path, left: Any, steps: int | None) 
     config, spent = student.configured(256), {"lessons": time.perf_counter() - began}
     family: Any = config
     if case == "logits":
-        data = _scored(data, teacher, Manner(by="logits", k=32), "auto", told)
+        data = _scored(data, teacher, Manner(by="logits", k=32, heat=HEAT), "auto", told)
         family = Distil(config, text=0.1)
         spent["scoring"] = time.perf_counter() - began - spent["lessons"]
     budget = Budget.parse(f"{steps}steps" if steps else f"{left() - 8:.0f}s")

@@ -108,6 +108,27 @@ def test_a_teacher_that_reads_along_pulls_its_student(loss):
     assert losses[-1] < losses[0] / 4
 
 
+def test_a_teacher_is_heard_at_the_heat_at_which_it_writes():
+    torch.manual_seed(0)
+    teacher, student = (Distil.tiny().student.build({}) for _ in range(2))
+    for weight in teacher.parameters():
+        weight.data += 0.3 * torch.randn(weight.shape)
+    along = Distil(student.config, temperature=2.0, heat=0.25).build({"teacher": Frozen(teacher)})
+    stored = Distil(student.config, temperature=2.0, heat=0.25).build({})
+    stored.load_state_dict(along.state_dict(), strict=False)
+    batch = student.example(4)
+    with torch.no_grad():
+        logits_BLV = torch.nn.functional.linear(teacher.trunk(batch), teacher.table)
+    logp_BLV = (logits_BLV / (2.0 * 0.25)).log_softmax(-1)
+    logp_BLV = torch.cat([torch.full_like(logp_BLV[:, :1], -math.inf), logp_BLV], 1)
+    ids_BLV = torch.arange(logp_BLV.shape[2]).expand_as(logp_BLV)
+    written = stored.loss({**batch, "teacher_ids": ids_BLV, "teacher_logp": logp_BLV})
+    torch.testing.assert_close(along.loss(batch).total, written.total, rtol=1e-4, atol=1e-4)
+    assert Manner(heat=0.0).warmth > 0
+    with pytest.raises(ConfigError, match="heat"):
+        Distil(heat=0.0)
+
+
 def test_text_is_learned_where_the_teacher_says_nothing():
     family = Distil.tiny().build({})
     batch = family.example(2)

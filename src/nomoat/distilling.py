@@ -47,6 +47,8 @@ HELD_OUT = 200
 MOST = 2048
 """Tokens of a conversation."""
 STEP_TOKENS = 4096
+LEAST_HEAT = 0.1
+"""A teacher that writes its likeliest token always is taken for one that writes at this temperature."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Manner:
         by: `text`, `logits` or `features`.
         loss, beta, temperature, text: see `families.distil.Distil`.
         on_policy: share of the steps whose text the student writes itself.
-        heat: temperature at which the teacher writes; held-out answers are drawn the same way.
+        heat: temperature at which the teacher writes; held-out answers are drawn, and its logits taken, the same way.
         max_tokens: of an answer.
         vocabulary: tokens that a student of a size reads, the teacher's most used.
         k: the teacher's likeliest tokens that are stored.
@@ -79,6 +81,11 @@ class Manner:
     seed: int = 0
     beside: Run | Path | str | None = None
     allow: str | None = None
+
+    @property
+    def warmth(self) -> float:
+        """What the teacher's logits are divided by beside T, so that they say what its text was drawn by."""
+        return max(self.heat, LEAST_HEAT)
 
     def __post_init__(self) -> None:
         if self.by not in WAYS:
@@ -241,7 +248,7 @@ def _taught(
         middle = ((config.backbone.depth - 1) // 2, (theirs.depth - 1) // 2)
         return FeatureDistil(config, (middle, (-1, -1)), theirs.width, task=1.0), data, parts
     named: Any = manner.loss
-    family = Distil(config, named, manner.beta, manner.temperature, manner.text)
+    family = Distil(config, named, manner.beta, manner.temperature, manner.warmth, manner.text)
     if manner.on_policy:
         held = data.path, data.context_length, data.ids
         return family, OnPolicy(*held, manner.on_policy, manner.max_tokens), parts
@@ -269,7 +276,7 @@ def _scored(data: Any, teacher: Run, manner: Manner, device: str, watch: Watch |
     fast = bf16_is_faster(place, 1024, teacher.recipe.product.backbone.width, seconds=0.2).yes
     model = load(teacher, merged=True).to(place)
     with autocast(place, "bf16" if fast else "fp32"):
-        return write_logits(data, model, speaker, manner.k, manner.temperature, watch)
+        return write_logits(data, model, speaker, manner.k, manner.temperature * manner.warmth, watch)
 
 
 def _run(made: _Made, teacher: str, asked: Budget, left: float | None, manner: Manner, watch: Watch | None) -> Run:

@@ -41,7 +41,9 @@ class Distil:
         student: the config of the model that is taught and kept.
         loss: `forward` KL, `reverse` KL, `jsd`, or `sorted` (ULD: between unrelated vocabularies).
         beta: of `jsd`: 0 is near forward, 1 near reverse.
-        temperature: T, of both; stored logits must have been stored at the same one.
+        temperature: T, of both; stored logits must have been stored at the same one (times `heat`).
+        heat: divides the logits of a teacher that reads along once more: the temperature at which it writes, so that
+            its probabilities are those that its text was drawn by.
         text: weight of the nats of the text itself beside (1 - text) of the divergence; a token for which the teacher
             says nothing (its tokens end elsewhere) is learned from the text alone.
         teacher_ids: student's token -> the teacher's, for a teacher that reads along; empty: the same.
@@ -51,6 +53,7 @@ class Distil:
     loss: Literal["forward", "reverse", "jsd", "sorted"] = "forward"
     beta: float = 0.5
     temperature: float = 1.0
+    heat: float = 1.0
     text: float = 0.0
     teacher_ids: tuple[int, ...] = ()
 
@@ -61,9 +64,10 @@ class Distil:
             )
         if not 0 < self.beta < 1:
             raise ConfigError(f"beta {self.beta} is no mixture", "0 is `forward`, 1 is `reverse`", "use 0.5")
-        if not self.temperature > 0 or not 0 <= self.text <= 1:
+        if not min(self.temperature, self.heat) > 0 or not 0 <= self.text <= 1:
             raise ConfigError(
-                f"temperature {self.temperature} and text {self.text} cannot be", "T is above 0, text from 0 to 1"
+                f"temperature {self.temperature}, heat {self.heat} and text {self.text} cannot be",
+                "temperature and heat are above 0, text from 0 to 1",
             )
 
     @property
@@ -162,7 +166,7 @@ class Distillation(Family):
             logits_NV = F.linear(self.teacher.trunk(read)[counted_BL], self.teacher.table).float()
         if len(map_V):
             logits_NV = logits_NV[:, map_V]  # tokens that the student lacks are left out, the others renormalised
-        logp_NV = F.log_softmax(logits_NV / self.config.temperature, -1)
+        logp_NV = F.log_softmax(logits_NV / (self.config.temperature * self.config.heat), -1)
         return torch.arange(logp_NV.shape[1], device=logp_NV.device).expand_as(logp_NV), logp_NV
 
     def first_loss(self, batch: Batch) -> float | None:
