@@ -84,7 +84,8 @@ def shrink(monkeypatch: pytest.MonkeyPatch, judged: int = 64) -> None:
     from nomoat import picture_plan, picturing
 
     quick = {name: kind._replace(steps=min(kind.steps, 2), batch=8) for name, kind in picture_plan.KINDS.items()}
-    small = {"SIZES": ((32, 1, 2), (32, 2, 2), (32, 2, 2)), "WIDTHS": ((16,), (16, 16), (16, 32)), "TIMED": 0, "BATCH": 8}
+    small: dict[str, object] = {"SIZES": ((32, 1, 2), (32, 2, 2), (32, 2, 2)), "TIMED": 0, "BATCH": 8}
+    small["WIDTHS"] = ((16,), (16, 16), (16, 32))
     for name, value in {**small, "KINDS": quick}.items():
         monkeypatch.setattr(picture_plan, name, value)
     for name, value in {"KINDS": quick, "JUDGED": judged, "LEARNED_FROM": 160}.items():
