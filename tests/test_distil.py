@@ -22,7 +22,7 @@ from nomoat.data.chat import Chat
 from nomoat.data.cut import cut, first_tokens
 from nomoat.data.foreign_tokenizer import ForeignTokenizer
 from nomoat.data.taught import Taught, boundaries
-from nomoat.data.tokenizer import ByteTokenizer, train_bpe
+from nomoat.data.tokenizer import ByteTokenizer, Tokenizer, train_bpe
 from nomoat.distilling import Manner, distil, measured, read_prompts
 from nomoat.families.distil import Distil, FeatureDistil
 from nomoat.nn.divergence import LEAST, classes, divergence, sorted_distance
@@ -187,10 +187,19 @@ def test_tokens_that_the_student_lacks_count_as_the_first_of_their_spelling():
 
 
 def test_boundaries_begin_anew_with_each_turn():
-    lengths = np.array([1, 2, 0])
-    assert boundaries([0, 1, 1, 2, 0, 1, 2], [False, True, True, True, False, True, True], lengths) == [
+    words = Tokenizer([b"a", b"bc"])
+    assert boundaries([0, 1, 1, 2, 0, 1, 2], [False, True, True, True, False, True, True], words) == [
         (0, 0), (0, 2), (0, 4), (1, 0), (1, 2),
     ]  # fmt: skip
+
+
+def test_the_space_that_a_template_puts_before_an_answer_moves_no_boundary():
+    words = Tokenizer([b" The", b"The", b" king", b"\n", b"?"])
+    plain = boundaries([4, 1, 2, 5], [False, True, True, True], words)
+    spaced = boundaries([4, 0, 2, 5], [False, True, True, True], words)
+    lined = boundaries([4, 3, 1, 2, 5], [False, True, True, True, True], words)
+    assert plain == [(0, 0), (0, 3), (0, 8)]
+    assert spaced[1:] == plain[1:] and spaced[0] != plain[0] and lined[1:] == plain
 
 
 @pytest.mark.parametrize(("parameters", "vocabulary"), [(15e6, 8192), (60_000, 257), (3e6, 4096)])

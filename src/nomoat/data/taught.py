@@ -30,6 +30,8 @@ from nomoat.data.tokenizer import Tokenizer, load
 
 MOST = 1 << 30  # tokens of a conversation: whatever it has
 ROWS = 16  # conversations that the teacher reads at once
+FEW = 0.5
+"""Share of the tokens with a lesson below which that is a warning: the others are learned from the text alone."""
 
 Watch = Callable[[Mapping[str, Any]], None]
 
@@ -99,15 +101,22 @@ class Speaker:
     chat: Chat
 
 
-def boundaries(ids: Sequence[int], learn: Sequence[bool], lengths_V: NDArray[np.int64]) -> list[tuple[int, int]]:
-    """(turn, byte in it) at which each learned token begins."""
-    found, turn, at, before = [], -1, 0, False
+def boundaries(ids: Sequence[int], learn: Sequence[bool], tokenizer: Tokenizer) -> list[tuple[int, int]]:
+    """(turn, byte in it) at which each learned token begins; byte 0 is the first that is no space.
+
+    Templates differ in the space that they put before an answer, and so do the first bytes that are learned.
+    """
+    found, turns, before = list[tuple[int, int]](), list[list[int]](), False
     for token, learned in zip(ids, learn, strict=True):
+        if learned and not before:
+            turns.append([])
         if learned:
-            turn, at = (turn, at) if before else (turn + 1, 0)
-            found.append((turn, at))
-            at += int(lengths_V[token])
+            turns[-1].append(int(token))
         before = learned
+    for turn, tokens in enumerate(turns):
+        spelled = b"".join(tokenizer.tokens[token] for token in tokens)
+        ends_N = np.cumsum(tokenizer.lengths[tokens]) - (len(spelled) - len(spelled.lstrip()))
+        found += [(turn, int(at)) for at in (ends_N - tokenizer.lengths[tokens]).tolist()]
     return found
 
 
@@ -150,6 +159,10 @@ def write_logits(
     if asked and aligned < asked / 10:
         why = f"{aligned:,} of {asked:,} tokens begin where one of the teacher's does"
         raise ConfigError("these tokenizers cannot be aligned", why, "use --by text")
+    if asked and watch is not None:
+        share = f"{aligned / asked:.0%} of the tokens are learned from the teacher's probabilities"
+        few = aligned < FEW * asked
+        watch({"kind": "warning" if few else "phase", "phase": "scoring", "detail": share, "text": share})
     return Taught(lessons.path, lessons.context_length, lessons.ids, k)
 
 
@@ -167,10 +180,10 @@ def _read(opened: LessonRows, student: Speaker, teacher: Speaker) -> Iterator[tu
     said, told, places, learned = 0, list[Any](), list[int](), 0
     for number, messages in enumerate(opened.messages()):
         span = opened.starts[number] + np.arange(opened.lengths[number])
-        own = boundaries(opened.reader.gather(span).tolist(), opened.learn[span].tolist(), student.tokenizer.lengths)
+        own = boundaries(opened.reader.gather(span).tolist(), opened.learn[span].tolist(), student.tokenizer)
         lesson = lesson_of(messages, teacher.chat, teacher.tokenizer, MOST)
         ids, learn = (lesson.ids, lesson.learn) if lesson else ([teacher.tokenizer.eot], [False])
-        keys = boundaries(ids, learn, teacher.tokenizer.lengths)
+        keys = boundaries(ids, learn, teacher.tokenizer)
         theirs = {key: learned + place for place, key in enumerate(keys)}
         places += [theirs.get(key, -1) for key in own]
         told.append((ids, learn))
