@@ -23,6 +23,7 @@ from nomoat.core.errors import ConfigError
 from nomoat.core.family import Family
 from nomoat.core.types import Batch
 from nomoat.nn.layer import PrePart, Skip
+from nomoat.nn.linear import reads_halves
 from nomoat.nn.lora import merged
 from nomoat.nn.memory import AttentionMemory, Memory
 from nomoat.nn.packed import Packed, PackedEmbedding, PackedLinear, pack_
@@ -153,7 +154,7 @@ def quickest(model: Any, bits: int | None = None, threads: int | None = None) ->
             raise ConfigError(f"{bits} bits are for the CPU", "", "leave --bits out on a GPU")
         model = pack_(model.float(), bits)
     elif stored == 16:
-        half = bits == 16 or (bits is None and on_cpu and _reads_halves() and not why_not(model.float()))
+        half = bits == 16 or (bits is None and on_cpu and reads_halves() and not why_not(model.float()))
         model = model.bfloat16() if half else model.float()
     return model if why_not(model) else Native(model, threads)
 
@@ -161,12 +162,6 @@ def quickest(model: Any, bits: int | None = None, threads: int | None = None) ->
 def _has_tiles() -> bool:
     """Whether the processor multiplies tiles of bf16 (AMX)."""
     known = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return bool(known and known())
-
-
-def _reads_halves() -> bool:
-    """Whether PyTorch's own products, which read the prompts, take bf16 on this processor without emulating it."""
-    known = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
     return bool(known and known())
 
 
