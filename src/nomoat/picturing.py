@@ -126,10 +126,10 @@ def judged(run: Run, device: str = "auto", watch: Watch | None = None, most: int
     from nomoat.evaluate.picture_report import Judging, picture_report
     from nomoat.sampling.drawing import Drawing
 
-    known = run.read_json(DRAW) or {"guidance": 1.0, "steps": 20}
+    known = run.read_json(DRAW) or {}
     place = choose(device)
     family: Any = load(run).to(place)
-    drawing = Drawing(steps=known["steps"], guidance=known["guidance"])
+    drawing = Drawing(**{name: known[name] for name in ("steps", "guidance") if name in known})
     groups, truth, captions, reader = _material(run.recipe.data, SHOWN)
 
     def draw(prompts: Any) -> Any:
