@@ -232,17 +232,32 @@ def copied(parts: Parts, learned_NK: Numbers, asked_NK: Numbers) -> Any:
     return parts.render(learned_NK[best], np.zeros(len(best), dtype=np.int64))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=60)
-    parser.add_argument("--pictures", type=int, default=60_000)
-    parser.add_argument("--asked", type=int, default=500, help="characters that are asked for")
+def asked_for(about: str | None, name: str, minutes: float) -> argparse.ArgumentParser:
+    """The options of a benchmark that trains on a folder of pictures."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=minutes)
     parser.add_argument("--size", type=int, default=3, choices=range(len(SIZES)), help="of picture_plan.SIZES")
     parser.add_argument("--guidance", type=float, default=2.0)
     parser.add_argument("--set", dest="changes", action="append", default=[])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results" / "nouns.json")
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results" / f"{name}.json")
+    return parser
+
+
+def begun(name: str, files: Path, chosen: argparse.Namespace, began: float) -> Run:
+    """A run of what `make` would train on a folder at 32 pixels, with what is left of the minutes since `began`."""
+    data = PictureFiles(str(files), 32).prepare(making.data_root(chosen.work), None)
+    recipe = override(sized(data, chosen.size, Budget.parse("1steps"), chosen.seed), chosen.changes)
+    left = 60 * chosen.minutes - (time.perf_counter() - began) - 6
+    recipe = replace(recipe, budget=Budget.parse(f"{left:.0f}s"))
+    return making.started(name, recipe, chosen.work / "runs", None, None)
+
+
+def main() -> None:
+    parser = asked_for(__doc__, "nouns", 60)
+    parser.add_argument("--pictures", type=int, default=60_000)
+    parser.add_argument("--asked", type=int, default=500, help="characters that are asked for")
     chosen = parser.parse_args()
     parts = Parts.read(SHARED / "data" / "nouns")
     files = chosen.work / f"files-{chosen.pictures}-{chosen.seed}"
@@ -259,12 +274,7 @@ def main() -> None:
     figures["mean picture"] = {name: told(parts, mean_NPC, each) for name, each in asked.items()}
 
     began = time.perf_counter()
-    data = PictureFiles(str(files), 32).prepare(making.data_root(chosen.work), None)
-    recipe = sized(data, chosen.size, Budget.parse("1steps"), chosen.seed)
-    recipe = override(replace(recipe, batch_size=64), chosen.changes)
-    left = 60 * chosen.minutes - (time.perf_counter() - began) - 6
-    recipe = replace(recipe, budget=Budget.parse(f"{left:.0f}s"))
-    run = making.started("nouns", recipe, chosen.work / "runs", None, None)
+    run = begun("nouns", files, chosen, began)
     copies = Copies(run, chosen.work, [60 * chosen.minutes * share for share in SHARES])
     copies.start()
     making.trained(run, "auto", None)

@@ -10,43 +10,40 @@ are left out of the training pictures, which are the other 2,000 emoji and more,
 name that was never seen is held against all drawings of such things (mean square difference, on white): joint, where
 the truth is the nearest of all; thing, where the nearest is of the same thing; form, where the truth is the nearest of
 its thing; and the truth's median rank. Beside it: the same for names that were seen, the training picture whose name
-shares most words, the mean drawing of the thing's other forms, and the product of the two single shares. Merged into
+shares most words, the mean drawing of the thing's other forms, and the product of the two single shares. Drawings that
+look like another's are not asked for. Written to
 benchmarks/results/openmoji.json; a sheet (drawn, true) lies in FOLDER.
 """
 
 from __future__ import annotations
 
-import argparse
 import csv
 import gzip
 import json
 import re
 import time
 import zipfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from nouns import asked_for, begun
 from numpy.typing import NDArray
-from peers import ROOT, SHARED, record
+from peers import SHARED, record
 from torch import Tensor
 
 from nomoat import making
-from nomoat.core.budget import Budget
-from nomoat.core.config import override
 from nomoat.core.run import Run, load
 from nomoat.data.picture_files import fitted, whole_of
-from nomoat.data.pictures import PictureFiles
 from nomoat.data.words import padded
 from nomoat.evaluate.contact import sheet
 from nomoat.evaluate.figure import wilson
-from nomoat.picture_plan import SIZES, sized
 from nomoat.sampling.drawing import Drawing
 
-SIZE, TRAINED, ROWS, SHOWN = 64, 32, 32, 24
-"""Pixels a side of the true drawings and of those that are trained on: half, which an hour on two cores affords."""
+SIZE, ROWS, SHOWN, ALIKE = 64, 32, 24, 4 / 127.5
+"""Pixels a side of the true drawings; and the root of the mean square within which two of them are one."""
 PEOPLE = {"man": "man", "men": "man", "woman": "woman", "women": "woman", "person": "person", "people": "person"}
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "brown", "black", "white", "pink", "grey")
 SHAPES = ("heart", "circle", "square", "hexagon", "flag")
@@ -160,22 +157,18 @@ def copied(names: list[str], learned: list[Emoji], pictures: Tensor) -> Tensor:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=50)
+    parser = asked_for(__doc__, "openmoji", 50)
     parser.add_argument("--each", type=int, default=4, help="drawings by each name")
-    parser.add_argument("--size", type=int, default=3, choices=range(len(SIZES)), help="of picture_plan.SIZES")
-    parser.add_argument("--guidance", type=float, default=2.0)
-    parser.add_argument("--set", dest="changes", action="append", default=[])
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results" / "openmoji.json")
     chosen = parser.parse_args()
     with gzip.open(SHARED / "data" / "openmoji" / "emoji.jsonl.gz", "rt", encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
     emoji = formed(rows)
     back = kept_back(emoji)
     true = true_pictures(emoji)
-    never, seen = (np.array([n for n, one in enumerate(emoji) if (one.code in back) == out]) for out in (True, False))
+    apart = torch.cdist(true.flatten(1), true.flatten(1)) / true[0].numel() ** 0.5
+    alone = (apart.fill_diagonal_(torch.inf).amin(1) > ALIKE).numpy()  # a copy of its double would be the truth
+    out = np.array([one.code in back for one in emoji])
+    never, seen = (np.flatnonzero(alone & which) for which in (out, ~out))
     seen = seen[np.random.default_rng(3).permutation(len(seen))[: len(never)]]
     asked = {"never seen": np.repeat(never, chosen.each), "seen": np.repeat(seen, chosen.each)}
     learned = [one for one in emoji if one.code not in back]
@@ -191,13 +184,7 @@ def main() -> None:
     began = time.perf_counter()
     folder = chosen.work / "emoji"
     written(rows, back, folder)
-    data = PictureFiles(str(folder), TRAINED).prepare(making.data_root(chosen.work), None)
-    recipe = sized(data, chosen.size, Budget.parse("1steps"), chosen.seed)
-    recipe = override(recipe, chosen.changes)
-    left = 60 * chosen.minutes - (time.perf_counter() - began) - 6
-    run = making.started(
-        "openmoji", replace(recipe, budget=Budget.parse(f"{left:.0f}s")), chosen.work / "runs", None, None
-    )
+    run = begun("openmoji", folder, chosen, began)
     making.trained(run, "auto", None)
     figures["took"] = (time.perf_counter() - began) / 60
     figures["steps"] = run.metrics("step")[-1]["step"]
