@@ -94,8 +94,17 @@ def test_autocast_computes_in_the_precision_asked_for(device: torch.device) -> N
 
 def test_bf16_is_chosen_by_the_ratio_measured(device: torch.device) -> None:
     faster = devices.bf16_is_faster(device, 64, 32, seconds=0.02)
-    assert faster.ratio > 0
     assert faster.yes == (faster.ratio > 1.1)
+    assert (faster.ratio > 0) == devices.has_bf16(device)
+
+
+def test_bf16_is_not_even_tried_where_the_processor_would_emulate_it(
+    monkeypatch: pytest.MonkeyPatch, device: torch.device
+) -> None:
+    monkeypatch.setattr(devices, "has_bf16", lambda device: False)
+    monkeypatch.setattr(devices, "_in_turns", lambda *_: pytest.fail("it was measured"))
+    faster = devices.bf16_is_faster(device, 64, 32)
+    assert not faster.yes and faster.words("a block") == "this processor has no bf16"
 
 
 def test_the_rate_of_a_matmul_is_that_of_a_computer(device: torch.device) -> None:

@@ -78,11 +78,12 @@ def examine(device: str = "auto", speed: bool = True) -> list[Finding]:
         meters(),
     ]
     if speed:
-        fp32, bf16 = (devices.matmul_rate(chosen, *LAYER, precision) / 1e9 for precision in ("fp32", "bf16"))
+        has = ("fp32", "bf16") if devices.has_bf16(chosen) else ("fp32",)
+        rates = ", ".join(f"{each} {devices.matmul_rate(chosen, *LAYER, each) / 1e9:.0f}" for each in has)
         faster = devices.bf16_is_faster(chosen, LAYER[0], LAYER[1])
         word = f"training takes bf16 ({faster.ratio:.1f} x fp32)" if faster.yes else "training takes fp32"
         shape = " x ".join(f"{size:,}" for size in LAYER)
-        found.append(Finding("speed", f"{word}; linear layer {shape}: fp32 {fp32:.0f}, bf16 {bf16:.0f} GFLOP/s"))
+        found.append(Finding("speed", f"{word}; linear layer {shape}: {rates} GFLOP/s"))
     return found
 
 

@@ -1,6 +1,6 @@
 """The machine: which device computes, how fast, with how much memory. No other file names a device.
 
-"auto" | "cpu" | "cuda" | "mps" -> choose -> torch.device -> autocast, bf16_is_faster, matmul_rate, peak_memory
+"auto" | "cpu" | "cuda" | "mps" -> choose -> torch.device -> autocast, has_bf16, bf16_is_faster, peak_memory
 """
 
 from __future__ import annotations
@@ -152,11 +152,23 @@ def hollow() -> Iterator[None]:
         yield
 
 
+def has_bf16(device: torch.device) -> bool:
+    """Whether products of bf16 are the device's own; a CPU without them emulates them, a hundred times slower."""
+    known = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return device.type != "cpu" or bool(known and known())
+
+
 class Faster(NamedTuple):
-    """Whether bf16 is worth it, and how much faster than fp32 it was."""
+    """Whether bf16 is worth it, and how much faster than fp32 it was: 0 where it was not even tried."""
 
     yes: bool
     ratio: float
+
+    def words(self, what: str) -> str:
+        """A sentence about `what` was measured."""
+        if not self.ratio:
+            return "this processor has no bf16"
+        return f"{what} runs {self.ratio:.2f}x as fast in bf16 as in fp32"
 
 
 def bf16_is_faster(
@@ -173,6 +185,8 @@ def bf16_is_faster(
         hidden: width of the MLP; None: 4 x width.
         seconds: about how long the measurement may take.
     """
+    if not has_bf16(device):  # a single round of it could take minutes
+        return Faster(False, 0.0)
     hidden = hidden or 4 * width
     block = nn.Sequential(nn.RMSNorm(width), nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, width)).to(device)
     x_LD = torch.randn(rows, width, generator=generator(0, "bf16")).to(device).requires_grad_()

@@ -19,18 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nomoat.core.device import has_bf16
 from nomoat.nn.derive import forward_mode
 from nomoat.nn.dialect import Dialect
 from nomoat.nn.scene import working_dtype
 
-
-def reads_halves() -> bool:
-    """Whether oneDNN's products take bf16 on this processor; PyTorch's own emulate it elsewhere."""
-    known = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
-    return bool(known and known())
-
-
-INSIDE = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if reads_halves() else None
+INSIDE = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if has_bf16(torch.device("cpu")) else None
 """oneDNN's product with the bias inside; None where this build of PyTorch, or this processor, has none."""
 
 

@@ -19,11 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nomoat.core.device import has_bf16
 from nomoat.core.errors import ConfigError
 from nomoat.core.family import Family
 from nomoat.core.types import Batch
 from nomoat.nn.layer import PrePart, Skip
-from nomoat.nn.linear import reads_halves
 from nomoat.nn.lora import merged
 from nomoat.nn.memory import AttentionMemory, Memory
 from nomoat.nn.packed import Packed, PackedEmbedding, PackedLinear, pack_
@@ -154,7 +154,7 @@ def quickest(model: Any, bits: int | None = None, threads: int | None = None) ->
             raise ConfigError(f"{bits} bits are for the CPU", "", "leave --bits out on a GPU")
         model = pack_(model.float(), bits)
     elif stored == 16:
-        half = bits == 16 or (bits is None and on_cpu and reads_halves() and not why_not(model.float()))
+        half = bits == 16 or (bits is None and on_cpu and has_bf16(torch.device("cpu")) and not why_not(model.float()))
         model = model.bfloat16() if half else model.float()
     return model if why_not(model) else Native(model, threads)
 

@@ -19,6 +19,7 @@ from math import prod, sqrt
 import torch
 from torch import Tensor, nn
 
+from nomoat.core.device import Faster, has_bf16
 from nomoat.core.errors import CheckpointError
 from nomoat.core.recipe import Optimizer
 
@@ -203,11 +204,11 @@ def state_bytes(named: Iterable[tuple[str, nn.Parameter, str]], settings: Optimi
     )
 
 
-def faster_dtype(named: Iterable[tuple[str, nn.Parameter, str]], repeats: int = 3) -> tuple[torch.dtype, float]:
-    """The dtype in which Newton-Schulz runs faster here on this player's largest group of matrices, and how much.
+def faster_dtype(named: Iterable[tuple[str, nn.Parameter, str]], repeats: int = 3) -> Faster:
+    """Whether Newton-Schulz runs faster in bf16 here on this player's largest group of matrices, and how much.
 
     Returns:
-        bfloat16 or float32, and seconds in float32 over seconds in bfloat16 (1.0 where there is no matrix).
+        the ratio is seconds in float32 over seconds in bfloat16 (1.0 where there is no matrix).
     """
     count: dict[tuple[int, ...], list[Tensor]] = {}
     for _, parameter, role in named:
@@ -215,7 +216,9 @@ def faster_dtype(named: Iterable[tuple[str, nn.Parameter, str]], repeats: int = 
             for block in parameter.detach().flatten(1).split(blocks_of(parameter)):
                 count.setdefault(tuple(block.shape), []).append(block)
     if not count:
-        return torch.float32, 1.0
+        return Faster(False, 1.0)
+    if not has_bf16(next(iter(count.values()))[0].device):
+        return Faster(False, 0.0)
     group_NRC = torch.stack(max(count.values(), key=lambda blocks: len(blocks) * prod(blocks[0].shape)))
     group_NRC = group_NRC + torch.eye(*group_NRC.shape[-2:], device=group_NRC.device)  # zeros would be too easy
     seconds = {}
@@ -227,4 +230,4 @@ def faster_dtype(named: Iterable[tuple[str, nn.Parameter, str]], repeats: int = 
             best = min(best, time.perf_counter() - began)
         seconds[dtype] = best
     ratio = seconds[torch.float32] / seconds[torch.bfloat16]
-    return (torch.bfloat16 if ratio > 1 else torch.float32), ratio
+    return Faster(ratio > 1, ratio)

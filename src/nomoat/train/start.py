@@ -214,8 +214,7 @@ def _precision(recipe: Recipe, family: Family, device: torch.device, tokens: int
         return "fp32", "there is no matrix to multiply by"
     narrow, wide = sorted(max(shapes, key=math.prod))[-2:]
     faster = machine.bf16_is_faster(device, tokens, narrow, wide)
-    why = f"a block of {narrow} x {wide} on {tokens:,} tokens runs {faster.ratio:.2f}x as fast in bf16 as in fp32"
-    return ("bf16" if faster.yes else "fp32"), why
+    return ("bf16" if faster.yes else "fp32"), faster.words(f"a block of {narrow} x {wide} on {tokens:,} tokens")
 
 
 def _muon_dtype(recipe: Recipe, family: Family, device: torch.device) -> tuple[str, str]:
@@ -223,8 +222,8 @@ def _muon_dtype(recipe: Recipe, family: Family, device: torch.device) -> tuple[s
         return "fp32", "the recipe does not use Muon"
     if recipe.precision != "auto":  # asked for fp32, one gets it everywhere: two processes then equal one to 1e-5
         return recipe.precision, "the recipe says so"
-    dtype, ratio = faster_dtype([(name, p, family.role_of(name, p)) for name, p in family.named_parameters()])
-    return ("bf16" if dtype == torch.bfloat16 else "fp32"), f"Newton-Schulz runs {ratio:.2f}x as fast in bf16"
+    faster = faster_dtype([(name, p, family.role_of(name, p)) for name, p in family.named_parameters()])
+    return ("bf16" if faster.yes else "fp32"), faster.words("Newton-Schulz")
 
 
 def _micro_batch(
