@@ -1,6 +1,7 @@
 """What a function with a backward pass of its own owes to those who derive it otherwise.
 
 forward mode (Jacobian-vector products)   `forward_mode` -> call the plain form instead
+torch.compile                             `plainly_derived` -> the plain form, which the compiler derives and fuses
 a second derivative                       `derivable` -> gradients from the plain form, with a graph
 """
 
@@ -19,6 +20,11 @@ def forward_mode(inputs: Sequence[Any]) -> bool:
     return torch._C._are_functorch_transforms_active() or any(
         isinstance(each, Tensor) and forward_ad.unpack_dual(each).tangent is not None for each in inputs
     )
+
+
+def plainly_derived(inputs: Sequence[Any]) -> bool:
+    """Whether plain operations are to be used: nothing is derived, or in forward mode, or the compiler does it."""
+    return not torch.is_grad_enabled() or torch.compiler.is_compiling() or forward_mode(inputs)
 
 
 def derivable(

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nomoat.nn.derive import derivable, forward_mode
+from nomoat.nn.derive import derivable, plainly_derived
 from nomoat.nn.dialect import Dialect
 
 
@@ -24,7 +24,7 @@ def rms_norm(x: Tensor, weight_D: Tensor, epsilon: float) -> Tensor:
     if not torch.is_grad_enabled():
         return F.rms_norm(x, weight_D.shape, weight_D, epsilon)
     inputs = (x, weight_D, epsilon)
-    return plain_rms_norm(*inputs) if forward_mode(inputs) else _RootMeanSquare.apply(*inputs)
+    return plain_rms_norm(*inputs) if plainly_derived(inputs) else _RootMeanSquare.apply(*inputs)
 
 
 def plain_rms_norm(x: Tensor, weight_D: Tensor, epsilon: float) -> Tensor:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from nomoat.core.errors import ConfigError
-from nomoat.nn.derive import forward_mode
+from nomoat.nn.derive import plainly_derived
 from nomoat.nn.dialect import Dialect, RopeScaling
 
 
@@ -110,8 +110,7 @@ def turn(x_BLHK: Tensor, angles: Angles | None) -> Tensor:
     """Turn each head by the angles."""
     assert angles is not None
     inputs = (x_BLHK, *angles)
-    ordinary = not torch.is_grad_enabled() or forward_mode(inputs)
-    return _turned(*inputs) if ordinary else _Turn.apply(*inputs)
+    return _turned(*inputs) if plainly_derived(inputs) else _Turn.apply(*inputs)
 
 
 def _turned(x_BLHK: Tensor, cos: Tensor, sin: Tensor, pairs: int) -> Tensor:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from nomoat.nn.derive import forward_mode
+from nomoat.nn.derive import plainly_derived
 
 QUERIES = 128
 """Queries of one tile. Fewer waste less of the triangle, more make better matrix products."""
@@ -182,7 +182,7 @@ def attend_in_tiles(
 
 def split_heads(heads_BLHK: Tensor, sizes: tuple[int, int, int]) -> tuple[Tensor, ...]:
     """Queries, keys and values of a fused projection, as views."""
-    ordinary = not torch.is_grad_enabled() or forward_mode((heads_BLHK,))
+    ordinary = plainly_derived((heads_BLHK,))
     return heads_BLHK.split(sizes, dim=2) if ordinary else _Split.apply(heads_BLHK, sizes)
 
 
