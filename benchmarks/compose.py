@@ -3,7 +3,7 @@
     python benchmarks/reader.py                                                  once: the second reader
     python benchmarks/compose.py diffusion dalle unclip r3gan --minutes 60 --work FOLDER
     python benchmarks/compose.py diffusion --objects 2 --minutes 60 --work FOLDER
-    (to try it: --minutes 2 --pictures 64 --results /tmp/compose.json)
+    (to try it: --minutes 2 --pictures 64 --results /tmp/compose.json; other settings: --set family.stem=32)
 
 A family's minutes hold all that it needs: a CLIP, a codec, a prior, an upsampler are trained in their share of them
 (`CASES`). How much a caption is exaggerated (`GUIDANCE`) is chosen on combinations that were seen. Then pictures are
@@ -34,6 +34,7 @@ from torch import Tensor
 from nomoat import making
 from nomoat.composing import compose
 from nomoat.core.budget import Budget
+from nomoat.core.config import override
 from nomoat.core.device import autocast, bf16_is_faster
 from nomoat.core.errors import ConfigError
 from nomoat.core.recipe import Recipe, Ref, find
@@ -68,18 +69,18 @@ START = 6.0
 """Seconds of a stage outside its training: measuring the machine, writing."""
 
 
-def staged(name: str, objects: int, seconds: float, folder: Path, parts: Mapping[str, Run], seed: int) -> Run:
+def staged(name: str, seconds: float, parts: Mapping[str, Run], asked: argparse.Namespace) -> Run:
     """One stage: a recipe of the library on this world, for so many seconds."""
-    recipe: Recipe = find(f"{name}-small")
+    recipe: Recipe = override(find(f"{name}-small"), asked.settings if name in asked.cases else [])
     data: Any = recipe.data
     world = data.data if name == "decoder" else data
-    world = replace(world, objects=max(objects, world.objects))
+    world = replace(world, objects=max(asked.objects, world.objects))
     pinned = {part: Ref(str(parts[run].path)) for part, run in PARTS.get(name, {}).items()}
     data = replace(data, data=world, encoder=Ref(str(parts["clip"].path))) if name == "decoder" else world
-    recipe = replace(recipe, data=data, budget=Budget.parse(f"{max(5.0, seconds - START):.0f}s"), seed=seed)
+    recipe = replace(recipe, data=data, budget=Budget.parse(f"{max(5.0, seconds - START):.0f}s"), seed=asked.seed)
     if pinned:
         recipe = replace(recipe, parts=pinned)
-    run = making.started(f"compose-{name}", recipe, folder, None, None)
+    run = making.started(f"compose-{name}", recipe, asked.work / "runs", None, None)
     making.trained(run, "auto", None)
     return run
 
@@ -90,7 +91,7 @@ def trained(case: str, asked: argparse.Namespace) -> tuple[Run, dict[str, Any]]:
     total, left = 60 * asked.minutes, 1.0
     for name, share in CASES[case].items():
         rest = total - (time.perf_counter() - began)
-        runs[name] = staged(name, asked.objects, rest * share / left, asked.work / "runs", runs, asked.seed)
+        runs[name] = staged(name, rest * share / left, runs, asked)
         last = runs[name].metrics("step")[-1]
         told[name] = {"steps": last["step"], "seconds": last["seconds"], "loss": last["training_loss"]}
         told[name]["parameters"] = sum(each.numel() for each in load(runs[name]).parameters())
@@ -243,6 +244,7 @@ def main() -> None:
     parser.add_argument("--objects", type=int, default=1, choices=SPLITS)
     parser.add_argument("--pictures", type=int, default=512, help="of each split")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--set", action="append", default=[], dest="settings", help="of the case's own recipe")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--reader", type=Path, default=ROOT / "build" / "reader-32.safetensors")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results" / "compose.json")
@@ -253,7 +255,7 @@ def main() -> None:
     for case in asked.cases:
         held = json.loads(asked.results.read_text())["figures"] if asked.results.exists() else {}
         held.setdefault(f"baselines, {asked.objects} objects", baselines(asked, learned, reader))
-        key = f"{case}, {asked.objects} objects, {asked.minutes:g} minutes"
+        key = ", ".join([case, f"{asked.objects} objects", f"{asked.minutes:g} minutes", *asked.settings])
         held[key] = measured(case, asked, learned, reader)
         record("compose", held, asked.results)
         print(table({key: held[key]}), flush=True)

@@ -27,7 +27,7 @@ def compared(run: Run, device: str, general: str | None) -> Comparison:
         device: where.
         general: a file or folder of text, to see what is forgotten; None: Python's own documentation.
     """
-    from nomoat.core.device import autocast, choose
+    from nomoat.core.device import choose
     from nomoat.core.run import load
     from nomoat.data.chat import Chat
     from nomoat.data.lessons import Lessons
@@ -46,7 +46,7 @@ def compared(run: Run, device: str, general: str | None) -> Comparison:
         del writer
     models: Any = tuple(load(each).to(place) for each in (run.recipe.start, run))
     texts = compare.general_text() if general is None else list(texts_of([general]).values())
-    with autocast(place, run.decided("precision", "fp32")):
+    with run.autocast(place):
         learned, shown = held.compared(models, wrote)
         lost = compare.forgotten(models, tokenizer, compare.pieces(texts), own)
     licence = (base.read_json("ledger.json") or {}).get("licence") or "a licence that is not known"

@@ -61,6 +61,7 @@ def compose(
         if (runs[0].path / each).exists():
             made.write_text(each, (runs[0].path / each).read_text(encoding="utf-8"))
     made.decide("composed", {part: run.name for part, run in zip(names, runs, strict=True)}, 0, "asked for")
+    made.decide("precision", runs[1].decided("precision", "fp32"), 0, "as the decoder was trained")
     made.mark("done")
     return made
 

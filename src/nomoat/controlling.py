@@ -125,12 +125,13 @@ def judged(run: Run, device: str = "auto", watch: Watch | None = None) -> Contro
         raise DataError("there are no two held-out control pictures", fix="give it more pictures")
     rows = len(shown["hint"])  # evenly chosen: neighbours are often alike
     some = {name: value[torch.linspace(0, rows - 1, min(SHOWN, rows)).long()] for name, value in shown.items()}
-    with torch.no_grad():
+    with torch.no_grad(), run.autocast(place):
         drawn = family.generate({k: v for k, v in some.items() if k != "image"}, how, torch.Generator())["image"]
     lead = some["hint"].expand(-1, drawn.shape[1], -1, -1) * 2 - 1
     laid = torch.stack([lead, drawn, some["image"]], 1).flatten(0, 1).float().cpu().clamp(-1, 1)
     sheet(laid, ["led by", "drawn", "true"] * len(lead), columns=9).save(run.path / SHEET)
-    figures = [] if hint not in KINDS else [followed(family, _batches(run, place), how, hint)]
+    with run.autocast(place):
+        figures = [] if hint not in KINDS else [followed(family, _batches(run, place), how, hint)]
     return ControlReport(hint, tuple(figures))
 
 

@@ -323,7 +323,7 @@ def ended(run: Run, device: str, watch: Watch | None, began: float | None = None
 
 def measured(run: Run, device: str) -> Distilled:
     """The teacher's held-out answers under teacher, student and whoever else was named."""
-    from nomoat.core.device import autocast, choose
+    from nomoat.core.device import choose
     from nomoat.evaluate.distilled import compare
 
     held, place = run.read_json(DISTIL), choose(device)
@@ -334,7 +334,7 @@ def measured(run: Run, device: str) -> Distilled:
     counts = ", ".join(f"{count:,} {name}" for name, count in held["counts"].items())
     contract = f", under the terms of {held['terms']}" if held["terms"] else ""
     notes = (f"The teacher wrote: {counts}. Its licence: {held['licence']}{contract}.",)
-    with autocast(place, run.decided("precision", "fp32")):
+    with run.autocast(place):
         return compare(run.recipe.about, teacher, _reader(run, place), others, messages, held["most"], notes)
 
 

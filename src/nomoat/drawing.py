@@ -226,7 +226,7 @@ def _rows(
     place = next(family.parameters()).device
     for first in range(rows.start - rows.start % ROWS, rows.stop, ROWS):
         prompts = _prompts(run, family, asked, pictures, range(first, min(first + ROWS, asked["n"])))
-        with torch.no_grad():
+        with torch.no_grad(), run.autocast(place):
             placed = {
                 name: value.to(place) if isinstance(value, torch.Tensor) else value for name, value in prompts.items()
             }

@@ -72,7 +72,8 @@ def sheet(run: Run, step: int) -> dict[str, str]:
     if batch is None:
         return {}
     try:
-        image = _drawn(model, batch)[:PICTURES]
+        with run.autocast(next(model.parameters()).device):
+            image = _drawn(model, batch)[:PICTURES].float()
     except NomoatError:  # what cannot draw by itself is trained all the same
         return {}
     (run.path / "samples").mkdir(exist_ok=True)

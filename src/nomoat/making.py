@@ -197,7 +197,7 @@ def made(run: Run, device: str, watch: Watch | None, began: float | None = None)
         watch: told what happens.
         began: when its making began, by the performance counter; None: it is resumed, so that nobody knows.
     """
-    from nomoat.core.device import autocast, choose
+    from nomoat.core.device import choose
     from nomoat.core.run import load
     from nomoat.evaluate.report import report
     from nomoat.texts import data_folder, spelling
@@ -205,7 +205,7 @@ def made(run: Run, device: str, watch: Watch | None, began: float | None = None)
     trained(run, device, watch)
     place = choose(device)
     model: Any = load(run).to(place)
-    with autocast(place, run.decided("precision", "fp32")):  # as it was trained: in bf16 this takes half the time
+    with run.autocast(place):
         found = report(model, spelling(run), data_folder(run), watch=watch)
     return reported(run, found, began)
 

@@ -7,7 +7,6 @@ The families are recipes of the library; of each the size, the channels and what
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -121,6 +120,7 @@ def foreseen(
     seed: int = 0,
     watch: Watch | None = None,
     kind: str | None = None,
+    device: str = "auto",
 ) -> PictureForecast:
     """Read the pictures, choose the family, time a few steps and choose the network.
 
@@ -131,13 +131,16 @@ def foreseen(
         seed: of the network.
         watch: told what happens.
         kind: one of `KINDS`; None: the one that suits.
+        device: where it would be trained.
 
     Raises:
         ConfigError: there is no such kind.
         DataError: no pictures, or too few.
     """
+    from nomoat.core.device import choose
     from nomoat.data.pictures import PictureFiles, choose_size
     from nomoat.data.shapes import Shapes
+    from nomoat.train.start import seconds_a_step
 
     kind = kind or next(iter(KINDS))
     if kind not in KINDS:
@@ -153,7 +156,8 @@ def foreseen(
     if watch is not None:
         watch({"kind": "phase", "phase": "planning", "detail": "timing a few steps"})
     timed = sized(data, TIMED, spending.budget, seed, kind)
-    pace, left = _seconds_a_step(timed) / work(timed.family), spending.left(kept)
+    batch = next(iter(timed.data.stream(None, timed.batch_size, 0)))
+    pace, left = seconds_a_step(timed, batch, choose(device)) / work(timed.family), spending.left(kept)
     recipe = sized(data, affordable(data, kind, pace, left, spending.budget), spending.budget, seed, kind)
     seconds = None if whole is None else left
     rows = None if path is None else data.open().size
@@ -214,22 +218,6 @@ def work(family: Any) -> float:
         return float(net.widths[0] ** 2)
     places = (family.size // family.patch) ** 2
     return places * float(net.flops_per_token(places))
-
-
-def _seconds_a_step(recipe: Recipe) -> float:
-    """Seconds of one training step of all players, the least of three."""
-    import torch
-
-    family: Any = recipe.family.build({})
-    batch = next(iter(recipe.data.stream(family, recipe.batch_size, 0)))
-    took = []
-    for number in range(4):
-        began = time.perf_counter()
-        for player in family.players:
-            loss = family.loss(family.draw(batch, torch.Generator().manual_seed(number)), player)
-            (loss.total / loss.count).backward()
-        took.append(time.perf_counter() - began)
-    return min(took[1:])
 
 
 def affordable(data: Any, kind: str, pace: float, left: float | None, budget: Budget) -> int:

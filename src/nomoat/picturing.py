@@ -69,7 +69,7 @@ def make_pictures(
         RunError: licences that cannot be kept together.
         StoppedError: Ctrl-C while training; `resume` goes on.
     """
-    forecast = foreseen(path, spending, licence, seed, watch, kind)
+    forecast = foreseen(path, spending, licence, seed, watch, kind, device)
     recipe = forecast.recipe
     whole = spending.budget.seconds(spending.budget.watts)
     left = None if whole is None else spending.left(reserve(whole)) or forecast.seconds
@@ -134,7 +134,7 @@ def judged(run: Run, device: str = "auto", watch: Watch | None = None, most: int
 
     def draw(prompts: Any) -> Any:
         placed = {name: value.to(place) if hasattr(value, "to") else value for name, value in prompts.items()}
-        with torch.no_grad():
+        with torch.no_grad(), run.autocast(place):
             return family.generate(placed, drawing, torch.Generator())["image"].float().cpu()
 
     began = time.perf_counter()

@@ -110,7 +110,7 @@ def measured(run: Run, model: Any, device: str = "auto", watch: Watch | None = N
     """
     import numpy as np
 
-    from nomoat.core.device import autocast, choose
+    from nomoat.core.device import choose
     from nomoat.data.pairs import Scored
     from nomoat.data.tokenizer import load as read
     from nomoat.evaluate.preferred import bag_of_words, preferred
@@ -119,7 +119,7 @@ def measured(run: Run, model: Any, device: str = "auto", watch: Watch | None = N
     asked, learned = opened.couples(held=True), opened.couples(held=False)[:MOST_COUPLES]
     items, place = np.flatnonzero(opened.held), choose(device)
     after = np.zeros((len(opened.held), 2), dtype=np.float32)
-    with autocast(place, run.decided("precision", "fp32")):
+    with run.autocast(place):
         after[items] = opened.scores(model.to(place), items, watch)
     numbers = np.unique(np.concatenate([asked, learned])).tolist()
     rows = {number: opened.row(*divmod(number, 2)) for number in numbers}

@@ -104,7 +104,7 @@ def plan(
     spending = Spending.of(budget, price_per_hour, watts)
     _checked(device)
     if picturing.are_pictures(path):
-        return picture_plan.foreseen(path, spending, licence, watch=watch)
+        return picture_plan.foreseen(path, spending, licence, watch=watch, device=device)
     return making.foreseen(path, spending, licence, device, watch)
 
 

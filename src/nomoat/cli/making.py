@@ -90,7 +90,9 @@ def plan(
     with watching(output, "nomoat plan") as watch:
         if (pictures or kind) and not recipe:
             spending = Spending.of(budget, asked["price_per_hour"], asked["watts"])
-            made: Any = picture_plan.foreseen(path, spending, asked["licence"], watch=watch, kind=kind)
+            made: Any = picture_plan.foreseen(
+                path, spending, asked["licence"], watch=watch, kind=kind, device=asked["device"]
+            )
         else:
             made = verbs.plan(path, budget, watch=watch, recipe=recipe, **asked)
     output.result({"run": None, "plan": made.expected, "recipe": to_json(made.recipe)}, made.as_text())

@@ -130,7 +130,7 @@ def followed(model: Generates, batches: Iterable[Batch], options: Any, kind: str
             raise DataError("a batch needs the control pictures of two samples or more")
         hint_BHYX = batch["hint"]
         prompts = {name: each for name, each in batch.items() if name not in ("image", "index")}
-        drawn = model.generate({**prompts, "first": done}, options, torch.Generator())["image"].cpu()
+        drawn = model.generate({**prompts, "first": done}, options, torch.Generator())["image"].float().cpu()
         own.append(agreement(drawn, hint_BHYX, kind))
         others.append(agreement(drawn, hint_BHYX.roll(len(hint_BHYX) // 2, 0), kind))
         done += len(hint_BHYX)

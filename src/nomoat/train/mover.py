@@ -189,7 +189,7 @@ class Mover:
         except Exception as error:
             if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
                 raise ConfigError(
-                    "torch.compile does not work here", str(error).strip().splitlines()[0], "set compile=false"
+                    "torch.compile does not work here", " ".join(str(error).split("\n")[:2]), "set compile=false"
                 ) from error
             raise
 

@@ -22,10 +22,9 @@ from nomoat.core import energy
 from nomoat.core.budget import Budget
 from nomoat.core.recipe import Recipe
 from nomoat.core.run import Run
-from nomoat.nn.backbone import Stack
 from nomoat.train.law import LAW, Curve
 from nomoat.train.loop import train
-from nomoat.train.mover import Mover, Settings
+from nomoat.train.start import seconds_a_step
 
 WIDTHS = (64, 128, 192, 256, 320, 384, 448, 512, 640, 768, 1024, 1280, 1536, 2048)
 TIMED_TOKENS = 2048  # of the steps that are timed
@@ -193,20 +192,11 @@ class Paces:
     def _measured(self, width: int) -> tuple[float, float]:
         """FLOPs and seconds of a token, by the middle one of three real steps."""
         recipe = self.sized(width, max(1, TIMED_TOKENS // self.sized(width, 1, _ONE).family.context_length), _ONE)
-        family = recipe.build().to(self.device)
         length = recipe.family.context_length
         tokens_BL = torch.randint(recipe.family.vocab_size, (recipe.batch_size, length + 1))
         batch = {"tokens": tokens_BL, "mask": torch.ones_like(tokens_BL, dtype=torch.bool)}
-        precision = "bf16" if machine.bf16_is_faster(self.device, tokens_BL.numel(), width, seconds=0.2).yes else "fp32"
-        for stack in (module for module in family.modules() if isinstance(module, Stack)):
-            stack.kernel = "tiled" if length <= 1024 else "fused"  # the run itself measures which is faster
-        mover = Mover(family, "model", recipe, Settings(self.device, precision, recipe.batch_size, torch.bfloat16))
-        taken = []
-        for _ in range(3):
-            start = time.perf_counter()
-            mover.move(batch, 0.5)
-            taken.append(time.perf_counter() - start)
-        return flops_per_token(recipe), sorted(taken)[1] / (recipe.batch_size * length)
+        seconds = seconds_a_step(recipe, batch, self.device)
+        return flops_per_token(recipe), seconds / (recipe.batch_size * length)
 
     def seconds_per_token(self, width: int) -> float:
         """By a power of the FLOPs of a token, through the two points."""

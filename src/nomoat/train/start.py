@@ -9,6 +9,7 @@ A resumed run finds its decisions and measures nothing. Among several processes 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -36,7 +37,7 @@ from nomoat.train.budget import (
     timed_steps,
 )
 from nomoat.train.launch import Group
-from nomoat.train.mover import Settings, rows, rows_of, to_device
+from nomoat.train.mover import Mover, Settings, rows, rows_of, to_device
 from nomoat.train.optimizer import faster_dtype, state_bytes
 from nomoat.train.state import State
 from nomoat.train.warn import Memory, SavedBytes
@@ -45,6 +46,7 @@ DISK_BYTES_PER_SECOND = 2e8  # written, hashed and synced; a guess that the firs
 METER_SECONDS = 1.2
 METER_GUESS = 60.0  # seconds, to begin with, of a budget in energy
 FORWARD = 3  # a step costs about this many forward passes
+TILED = 1024  # tokens up to which attention in tiles is mostly the fastest on a CPU
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -91,6 +93,31 @@ def settings(recipe: Recipe, family: Family, device: torch.device, batch: Batch,
     micro = decisions.take("micro_batch", lambda: _micro_batch(recipe, family, device, batch, (precision, guess)))
     _set_kernels(family, decisions, (min(micro, per_process), length, DTYPES[precision]))
     return Settings(device, precision, micro, DTYPES[dtype])
+
+
+def seconds_a_step(recipe: Recipe, batch: Batch, device: torch.device, moves: int = 3) -> float:
+    """The middle one of a few real steps of all players, for planners: precision as training will have it.
+
+    Args:
+        recipe: what would be trained; its first weights are drawn and thrown away.
+        batch: from its data, no chance drawn yet.
+        device: where.
+        moves: steps.
+    """
+    family, rows = recipe.build().to(device), rows_of(batch)
+    length = family.positions_a_sample or max(1, tokens_in(batch) // rows)
+    precision, _ = _precision(recipe, family, device, rows * length)
+    for stack in (module for module in family.modules() if isinstance(module, Stack)):
+        stack.kernel = "tiled" if length <= TILED else "fused"  # the run itself measures which is faster
+    dtype = torch.bfloat16 if machine.has_bf16(device) else torch.float32
+    chosen, taken = Settings(device, precision, rows, dtype), list[float]()
+    movers = [Mover(family, player, recipe, chosen) for player in family.players]
+    for number in range(moves):
+        began = time.perf_counter()
+        for mover in movers:
+            mover.move(family.draw(batch, torch.Generator().manual_seed(number)), 0.5)
+        taken.append(time.perf_counter() - began)
+    return sorted(taken)[moves // 2]
 
 
 def plan(recipe: Recipe, state: State, chosen: Settings, decisions: Decisions, tools: Tools) -> Plan:
