@@ -21,6 +21,7 @@ from nomoat.nn.unet import UNet
 from nomoat.sampling.drawing import Drawing
 
 TINY = Control.tiny()
+WITH_UNET = replace(TINY, base=replace(TINY.base, trunk=UNet(widths=(16, 32))))
 NEVER = torch.Generator()
 
 
@@ -29,9 +30,9 @@ def seeded():
     torch.manual_seed(0)
 
 
-@pytest.fixture
-def model():
-    return TINY.build({})
+@pytest.fixture(params=[TINY, WITH_UNET], ids=["transformer", "UNet"])
+def model(request):
+    return request.param.build({})
 
 
 def drawn(model, rows=4):
@@ -48,12 +49,12 @@ def test_at_the_start_it_is_what_it_leads_to_the_bit(model):
 
 
 def test_it_begins_as_a_copy_of_the_first_half_and_leaves_the_rest(model):
-    assert (model.depth, model.layers) == (2, 3)
-    base = model.base.trunk.stack.layers
-    for own, other in zip(model.copy.layers, base, strict=False):
-        assert all(torch.equal(a, b) for a, b in zip(own.parameters(), other.parameters(), strict=True))
+    own, base = model.follower.copy.state_dict(), model.base.trunk
+    held = dict((base.stack if model.config.base == TINY.base else base).named_parameters())
+    assert len(own) > 10 and all(torch.equal(own[name], held[name]) for name in own)
+    assert not any(name.startswith(("norm", "up", "last", "layers.2")) for name in own)
     assert not any(name.startswith("base") for name in model.state_dict())
-    assert replace(TINY, layers=1).build({}).depth == 1
+    assert len(TINY.build({}).follower.outputs) == 2 and len(replace(TINY, layers=1).build({}).follower.outputs) == 1
 
 
 def test_a_gradient_reaches_all_that_learns_after_one_step_and_nothing_else(model):
@@ -64,7 +65,7 @@ def test_a_gradient_reaches_all_that_learns_after_one_step_and_nothing_else(mode
         model.loss(drawn(model)).total.backward()
         got = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
         if step == 0:
-            assert got == {name for name, _ in model.named_parameters() if name.startswith("outputs")}
+            assert got == {name for name, _ in model.named_parameters() if name.startswith("follower.outputs")}
         optimizer.step()
     assert got == {name for name, _ in model.named_parameters()}
     assert all(torch.equal(a, b) for a, b in zip(before, model.base.parameters(), strict=True))
@@ -99,7 +100,7 @@ def test_it_learns_to_follow_the_hint(model):
 
 def test_it_draws_under_guidance_with_a_hint_for_each_row(model):
     with torch.no_grad():
-        for output in model.outputs:
+        for output in model.follower.outputs:
             output.weight.normal_(std=0.1)
     prompts = {**model.example(3)}
     prompts = {name: prompts[name] for name in ("caption", "caption_mask", "hint")}
@@ -109,14 +110,14 @@ def test_it_draws_under_guidance_with_a_hint_for_each_row(model):
         other = model.generate({**prompts, "hint": 1 - prompts["hint"]}, Drawing(steps=2, guidance=guidance), NEVER)
         assert not torch.allclose(image, other["image"])
     told, untold = (model.conditions({**prompts, "given": torch.full((3,), given)}) for given in (True, False))
-    assert torch.equal(told.hint_BLD, untold.hint_BLD), "the hint is kept where the prompt is hidden"
+    assert torch.equal(told.hint, untold.hint), "the hint is kept where the prompt is hidden"
     assert not torch.equal(told.base.ports.cond_BD, untold.base.ports.cond_BD)
 
 
 def test_the_condition_of_some_rows_is_theirs(model):
     condition = model.conditions(model.example(4))
     some = condition.of(torch.tensor([2, 0]))
-    assert isinstance(some, Hinted) and torch.equal(some.hint_BLD, condition.hint_BLD[[2, 0]])
+    assert isinstance(some, Hinted) and torch.equal(some.hint, condition.hint[[2, 0]])
     assert torch.equal(some.base.ports.cond_BD, condition.base.ports.cond_BD[[2, 0]])
 
 
@@ -139,7 +140,7 @@ def test_it_is_a_run_that_loads_with_what_it_leads(tmp_path):
         for parameter in base.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
     led = Control().build({"base": Frozen(base)})
-    for output in led.outputs:
+    for output in led.follower.outputs:
         torch.nn.init.normal_(output.weight, std=0.1)
     runs = []
     for name, model, parts in (("base", base, {}), ("led", led, {"base": Ref(str(tmp_path / "base"))})):
@@ -158,8 +159,10 @@ def test_it_is_a_run_that_loads_with_what_it_leads(tmp_path):
 def test_what_cannot_be_led_says_so(model):
     with pytest.raises(ConfigError, match=r"name it: parts.base=RUN"):
         Control().build({})
-    with pytest.raises(ConfigError, match=r"no layers to copy.*transformer"):
-        replace(TINY, base=replace(TINY.base, trunk=UNet(widths=(32, 32)))).build({})
+    with pytest.raises(ConfigError, match=r"Control has no trunk to copy.*diffusion"):
+        replace(TINY, base=TINY).build({})
+    with pytest.raises(ConfigError, match="1 layers cannot be copied of a UNet"):
+        replace(WITH_UNET, layers=1).build({})
     with pytest.raises(ConfigError, match="4 layers cannot be copied of 3"):
         replace(TINY, layers=4).build({})
     with pytest.raises(ConfigError, match="hint of 0 channels"):

@@ -1,12 +1,12 @@
-"""ControlNet: a frozen denoiser is led by a control picture, through a copy of the first half of its layers.
+"""ControlNet: a frozen denoiser is led by a control picture, through a copy of the first half of its trunk.
 
-    hint_BHYX -> patches -> + the noisy picture's tokens -> copy of layers 1 ... n -> a linear layer each, zero at first
-        -> Ports.residuals, added after layers 1 ... n of the frozen model -> its clean guess
+    hint_BHYX -> added to what a copy of the trunk's first half reads -> a layer each, zero at first
+        -> Ports.residuals, added within the frozen trunk -> its clean guess
 
-The linear layers begin at zero, so that the model begins as what it leads. Only the copy, the hint's patches and those
-layers are trained.
+Those layers begin at zero, so that the model begins as what it leads. Only the copy, what reads the hint and those
+layers are trained: the trunk's follower (nn/trunk.py, nn/unet.py).
 
-Zhang et al. 2023, arXiv:2302.05543; for transformers Chen et al. 2024, arXiv:2401.05252 (PixArt-delta, section 4).
+Zhang et al. 2023, arXiv:2302.05543.
 """
 
 from __future__ import annotations
@@ -23,8 +23,6 @@ from nomoat.core.errors import ConfigError
 from nomoat.core.family import Family, Frozen, Parts
 from nomoat.core.types import Batch, Loss, Ports
 from nomoat.nn.backbone import Backbone
-from nomoat.nn.condition import NoPort
-from nomoat.nn.patch import Patchify
 from nomoat.sampling.drawing import Drawing
 
 BASE = "base"
@@ -36,7 +34,7 @@ class Control:
 
     Args:
         hint_channels: H of the control pictures.
-        layers: how many of the denoiser's layers are copied; 0: the first half.
+        layers: how many of a transformer's layers are copied; 0: the first half.
         base: the denoiser's config; None: that of the part `base`. Without such a part an untrained one stands in its
             place, with weights that are the same every time.
     """
@@ -86,32 +84,17 @@ class ControlNet(Family):
             )
         if base is None:
             base = Frozen(_stand_in(config.base))
-        if not hasattr(base.trunk, "tokens"):
+        if not hasattr(getattr(base, "trunk", None), "follower"):
             raise ConfigError(
-                f"{type(base.trunk).__name__} has no layers to copy", "a control network leads a transformer"
+                f"{type(base.config).__name__} has no trunk to copy", "a control network leads a model of diffusion"
             )
-        stack = base.trunk.stack
-        depth = config.layers or (len(stack.layers) + 1) // 2
-        if depth > len(stack.layers):
-            raise ConfigError(f"{depth} layers cannot be copied of {len(stack.layers)}", fix="0 copies the first half")
         self.config = config if config.base is not None else replace(config, base=base.config)
-        self.base, self.depth, self.layers = base, depth, len(stack.layers)
-        width, size = stack.backbone.width, base.config.size
-        self.copy = replace(stack.backbone, depth=depth).build()
-        self.copy.norm, self.copy.norm_cond = nn.Identity(), NoPort()
-        begun = dict(stack.named_parameters())
-        with torch.no_grad():
-            for name, parameter in self.copy.named_parameters():
-                parameter.copy_(begun[name])
-        across = base.config.shape[1] // base.config.patch
-        self.hints = Patchify(config.hint_channels, size // across, width)
-        self.outputs = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
-        for parameter in self.outputs.parameters():
-            nn.init.zeros_(parameter)
+        self.base, shape = base, base.config.shape
+        self.follower = base.trunk.follower(config.hint_channels, base.config.size // shape[1], config.layers)
 
     def role_of(self, name: str, parameter: nn.Parameter) -> str:
         """As of any family; the layers that begin at zero are outputs."""
-        is_output = name.startswith("outputs.") and parameter.ndim == 2
+        is_output = name.startswith("follower.outputs.") and parameter.ndim >= 2
         return "head" if is_output else super().role_of(name, parameter)
 
     @property
@@ -142,7 +125,7 @@ class ControlNet(Family):
     # What is told, and what is guessed
 
     def conditions(self, batch: Batch) -> Hinted:
-        """What the model is told, and the hint's tokens [B, L, D].
+        """What the model is told, and what the hint tells.
 
         Raises:
             ConfigError: no hint, or one of another size.
@@ -158,19 +141,16 @@ class ControlNet(Family):
                 "channels, height, width: those that it was trained with",
                 f"resize it to {size} x {size} pixels",
             )
-        hint_BLD, _ = self.hints(hint_BHYX.to(self.hints.embed.weight))
-        return Hinted(self._here().conditions(batch), hint_BLD)
+        told = self.follower.read(hint_BHYX.to(self._weight()))
+        return Hinted(self._here().conditions(batch), told)
 
     def denoise(self, x: Tensor, t_B: Tensor, r_B: Tensor, condition: Hinted | Ports | None = None) -> Tensor:
         """The guess of the clean picture; without a hint that of the model that is led."""
         if not isinstance(condition, Hinted):
             return self.base.denoise(x, t_B, r_B, condition)
         ports = self.base.ports(t_B, r_B, condition.base)
-        x_BLD, positions = self.base.trunk.tokens(self.base.enter(x, t_B, condition.base))
-        ports = replace(ports, want=tuple(range(self.depth)))
-        trace = self.copy(x_BLD + condition.hint_BLD, positions, ports)
-        added = [output(trace.layers[number]) for number, output in enumerate(self.outputs)]
-        added += [torch.zeros_like(added[0][:1, :1])] * (self.layers - self.depth)
+        entered = self.base.enter(x, t_B, condition.base)
+        added = self.follower(self.base.trunk, entered, condition.hint, ports)
         return self.base.denoise(x, t_B, r_B, condition.led(added))
 
     # How pictures are drawn
@@ -191,8 +171,11 @@ class ControlNet(Family):
 
     def _here(self) -> Any:
         """The model that is led, where the copy is."""
-        self.base.to(self.hints.embed.weight.device)
+        self.base.to(self._weight().device)
         return self.base
+
+    def _weight(self) -> Tensor:
+        return next(self.parameters())
 
     def example(self, samples: int = 2) -> Batch:
         size, generator = self.config.size, torch.Generator().manual_seed(1)
@@ -206,18 +189,18 @@ class Hinted:
 
     Args:
         base: what the model that is led is told.
-        hint_BLD: the hint's tokens.
+        hint: what the hint tells the follower, row by row.
     """
 
     base: Any
-    hint_BLD: Tensor
+    hint: Tensor
 
     def of(self, rows_N: Tensor) -> Hinted:
         """That of some rows."""
-        return Hinted(self.base.of(rows_N), self.hint_BLD[rows_N])
+        return Hinted(self.base.of(rows_N), self.hint[rows_N])
 
     def led(self, residuals: list[Tensor]) -> Any:
-        """What the model is told, with what is to be added after each of its layers."""
+        """What the model is told, with what is to be added within its trunk."""
         return replace(self.base, ports=replace(self.base.ports, residuals=residuals))
 
 

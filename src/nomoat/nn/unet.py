@@ -10,6 +10,7 @@ layer of the shared backbone, with the same ports.
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -121,24 +122,36 @@ class UNetTrunk(nn.Module):
 
     def forward(self, image_BCYX: Tensor, ports: Ports) -> Tensor:
         """[B, C, Y, X] to the other number of channels."""
-        if ports.residuals is not None or ports.want:
-            raise ConfigError("a UNet takes no residuals and gives no layers", fix="use a Backbone as the trunk")
+        if ports.want:
+            raise ConfigError("a UNet gives no layers", fix="use a Backbone as the trunk")
         assert ports.cond_BD is not None
-        cond_BD, skips = F.silu(ports.cond_BD), []
-        # The group norm's forward derivative cannot read channels that lie last, as convolutions like them.
-        layout = torch.contiguous_format if forward_mode((image_BCYX,)) else torch.channels_last
-        x_BCYX = self.first(image_BCYX.contiguous(memory_format=layout))
-        for level, blocks in enumerate(self.down):
-            x_BCYX = blocks(x_BCYX, cond_BD)
-            skips.append(x_BCYX)
-            if level < len(self.halve):
-                x_BCYX = self.halve[level](x_BCYX)
-        x_BCYX = self._attend(x_BCYX, ports)
+        *skips, x_BCYX = self.encode(image_BCYX, ports)
+        if ports.residuals is not None:
+            *skips, x_BCYX = (a + b for a, b in zip((*skips, x_BCYX), ports.residuals, strict=True))
+        cond_BD = F.silu(ports.cond_BD)
         for blocks, skip_BCYX in zip(self.up, reversed(skips), strict=True):
             if x_BCYX.shape[2:] != skip_BCYX.shape[2:]:
                 x_BCYX = F.interpolate(x_BCYX, size=skip_BCYX.shape[2:], mode="nearest")
             x_BCYX = blocks(torch.cat((x_BCYX, skip_BCYX), dim=1), cond_BD)
         return self.last(F.silu(self.norm(x_BCYX)))
+
+    def encode(self, image_BCYX: Tensor, ports: Ports, told: Tensor | float = 0.0) -> list[Tensor]:
+        """Each level of the way down, and the smallest once more after its attention; `told` is added at its start."""
+        assert ports.cond_BD is not None
+        cond_BD, found = F.silu(ports.cond_BD), list[Tensor]()
+        # The group norm's forward derivative cannot read channels that lie last, as convolutions like them.
+        layout = torch.contiguous_format if forward_mode((image_BCYX,)) else torch.channels_last
+        x_BCYX = self.first(image_BCYX.contiguous(memory_format=layout)) + told
+        for level, blocks in enumerate(self.down):
+            found.append(blocks(x_BCYX, cond_BD))
+            x_BCYX = self.halve[level](found[-1]) if level < len(self.halve) else found[-1]
+        return [*found, self._attend(x_BCYX, ports)]
+
+    def follower(self, hint_channels: int, times: int, layers: int) -> UNetFollower:
+        """See nn/trunk.py."""
+        if layers:
+            raise ConfigError(f"{layers} layers cannot be copied of a UNet", "its way down is copied", "set layers=0")
+        return UNetFollower(self, hint_channels, times)
 
     def _attend(self, x_BCYX: Tensor, ports: Ports) -> Tensor:
         """One picture's smallest level as tokens through the stack, added to what it was."""
@@ -147,5 +160,38 @@ class UNetTrunk(nn.Module):
         grid = torch.cartesian_prod(torch.arange(rows, device=device), torch.arange(columns, device=device))
         kernel = "plain" if forward_mode((x_BCYX,)) else None
         x_BLD = x_BCYX.flatten(2).transpose(1, 2)
+        ports = replace(ports, residuals=None)
         y_BLD = self.stack(x_BLD, grid.expand(len(x_BCYX), -1, -1), ports, kernel=kernel).x_BLD
         return x_BCYX + y_BLD.transpose(1, 2).unflatten(2, (rows, columns))
+
+
+class UNetFollower(nn.Module):
+    """A copy of a UNet's way down: a convolution of the control picture is added at its start, and a 1 x 1 convolution
+    each, zero at first, leads to what is added to the skips and to the smallest level (Zhang et al. 2023,
+    arXiv:2302.05543, section 3.2).
+
+    Args:
+        trunk: that is led.
+        hint_channels: H.
+        times: by which the control picture is larger.
+    """
+
+    def __init__(self, trunk: UNetTrunk, hint_channels: int, times: int) -> None:
+        super().__init__()
+        self.copy, self.times = deepcopy(trunk).requires_grad_(), times
+        del self.copy.up, self.copy.norm, self.copy.last
+        self.hints = nn.Conv2d(hint_channels * times**2, trunk.first.out_channels, 3, padding=1)
+        widths = [conv.out_channels for conv in (trunk.first, *trunk.halve)]
+        self.outputs = nn.ModuleList(nn.Conv2d(width, width, 1) for width in (*widths, widths[-1]))
+        for parameter in self.outputs.parameters():
+            nn.init.zeros_(parameter)
+
+    def read(self, hint_BHYX: Tensor) -> Tensor:
+        """[B, C, Y, X] of the first level."""
+        told: Tensor = self.hints(F.pixel_unshuffle(hint_BHYX, self.times))
+        return told
+
+    def forward(self, trunk: UNetTrunk, image_BCYX: Tensor, told: Tensor, ports: Ports) -> list[Tensor]:
+        """One a level, and one more for the smallest."""
+        found = self.copy.encode(image_BCYX, ports, told)
+        return [output(each) for output, each in zip(self.outputs, found, strict=True)]
