@@ -14,12 +14,14 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.testing import assert_close
 
+from nomoat.families.diffusion import Diffusion
 from nomoat.families.lm import LM
 from nomoat.nn import dialect as dialects
 from nomoat.nn.backbone import Backbone
 from nomoat.nn.cross_entropy import summed_nats
-from nomoat.nn.lora import Adapted, LoRA, adapted_layers, gathered, merged
+from nomoat.nn.lora import Adapted, AdaptedConv, LoRA, adapted_layers, gathered, merged
 from nomoat.nn.packed import PackedLinear, pack_
+from nomoat.nn.unet import UNet
 
 USUAL = LoRA(4)
 MIXERS = ("attention", "mamba", ("attention", "mamba"))
@@ -153,6 +155,26 @@ def test_merged_it_says_the_same(mixers, bits, dora, dialect):
     near(plain.score(batch), before)
     assert plain.state_dict().keys() == replace(plain.config).build({}).state_dict().keys()
     assert merged(plain) is plain
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_a_unets_convolutions_are_adapted_too(dora):
+    torch.manual_seed(0)
+    base = stirred(Diffusion(8, 3, trunk=UNet((16, 32)), vocab_size=11, caption_length=5).build({}))
+    batch = base.draw(base.example(4), torch.Generator().manual_seed(0))
+    before, family = mean(base, batch), LoRA(4, dora=dora).apply(copy.deepcopy(base))
+    near(mean(family, batch), before)
+    convolutions = {name for name, each in adapted_layers(family).items() if isinstance(each, AdaptedConv)}
+    assert len(convolutions) == 8 and {name.rsplit(".", 1)[1] for name in convolutions} == {"conv_1", "conv_2"}
+    family = stirred(family)
+    mean(family, batch).backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in family.parameters() if p.requires_grad)
+    learned = mean(family, batch)
+    assert abs(learned.item() - before.item()) > 1e-3
+    plain = merged(family.eval())
+    near(mean(plain, batch), learned)
+    assert plain.state_dict().keys() == base.state_dict().keys() and not adapted_layers(plain)
+    assert all(each.shape == base.state_dict()[name].shape for name, each in plain.state_dict().items())
 
 
 @pytest.mark.parametrize("dora", [False, True])

@@ -6,7 +6,8 @@
     DoRA: each row of W + alpha / rank B A is brought to a length that is learned by itself (`magnitude`).
 
 A layer that holds several matrices of one input (queries, keys and values; gate and up) has an A and a B for each, all
-computed as one product. B starts at zero, so an adapted model starts as its base.
+computed as one product. B starts at zero, so an adapted model starts as its base. A convolution's kernels count as the
+rows of a matrix [outputs, inputs x height x width].
 
 Hu et al. 2021, arXiv:2106.09685 (LoRA); Liu et al. 2024, arXiv:2402.09353 (DoRA; the length's divisor is held constant
 in the gradient, section 4.3); Dettmers et al. 2023, arXiv:2305.14314 (packed bases).
@@ -30,8 +31,9 @@ from nomoat.nn.derive import derivable, forward_mode
 from nomoat.nn.linear import INSIDE, Cast
 from nomoat.nn.packed import Packed, PackedEmbedding, PackedLinear
 from nomoat.nn.scene import working_dtype
+from nomoat.nn.unet import UNetTrunk
 
-TARGETS = ("qkv", "out", "up", "down")
+TARGETS = ("qkv", "out", "up", "down", "conv_1", "conv_2")
 ALSO = {"in_proj": "qkv"}
 """A Mamba layer's first projection is to it what `qkv` is to attention: it is meant by that name too."""
 MERGE_FIRST = "merge it first: `nomoat export RUN`, then `nomoat import` what that wrote"
@@ -44,8 +46,8 @@ class LoRA:
     Args:
         rank: of the product, at most the least width of a layer that it stands beside.
         alpha: the product is multiplied by alpha / rank.
-        targets: names of the stack's linear layers that get one; those that a stack does not have are passed over,
-            as long as it has any of them.
+        targets: names of the stacks' linear layers and of a UNet's convolutions that get one; those that a model does
+            not have are passed over, as long as it has any of them.
         dora: learn the length of each row by itself.
     """
 
@@ -73,7 +75,7 @@ class LoRA:
         product = family.starts
         if adapted_layers(product):
             raise ConfigError("this model is adapted already", "one adapter on another is not kept apart", MERGE_FIRST)
-        layers = dict(linear_layers(product))
+        layers: dict[str, Any] = {**dict(linear_layers(product)), **dict(convolutions(product))}
         names = {name.rsplit(".", 1)[-1] for name in layers}
         if unknown := [target for target in self.targets if target not in names and target not in TARGETS]:
             near = nearest(unknown[0], names)
@@ -87,7 +89,8 @@ class LoRA:
             if isinstance(layer, PackedLinear):
                 layer.exact = True
         for name in chosen:
-            put(product, name, Adapted(layers[name], self, name))
+            kind = AdaptedConv if isinstance(layers[name], nn.Conv2d) else Adapted
+            put(product, name, kind(layers[name], self, name))
         held = {id(one) for one in (*product.parameters(), *product.buffers()) if not one.requires_grad}
         for each in (family, product):
             state = each.state_dict(keep_vars=True)
@@ -116,7 +119,7 @@ class Adapted(nn.Module):
     def __init__(self, base: Any, lora: LoRA, name: str = "layer") -> None:
         super().__init__()
         packed = isinstance(base, PackedLinear)
-        outputs, inputs = (base.matrix.outputs, base.matrix.inputs) if packed else base.weight.shape
+        outputs, inputs = (base.matrix.outputs, base.matrix.inputs) if packed else base.weight.flatten(1).shape
         self.blocks: tuple[int, ...] = getattr(base, "blocks", (outputs,))
         self.scale, rank = lora.alpha / lora.rank, lora.rank
         if rank > (most := min(inputs, *self.blocks)):
@@ -165,7 +168,7 @@ class Adapted(nn.Module):
 
     def dense(self) -> Tensor:
         """The frozen weights [outputs, inputs] in float."""
-        return dense(self).detach().to(torch.promote_types(self.a.dtype, torch.float32))
+        return dense(self).detach().flatten(1).to(torch.promote_types(self.a.dtype, torch.float32))
 
     def thin(self) -> tuple[Tensor, Tensor]:
         """A [parts x rank, inputs] and B [outputs, parts x rank], times the scale and zero outside of its parts."""
@@ -178,6 +181,23 @@ class Adapted(nn.Module):
         if self.magnitude is not None:
             weight *= (self.magnitude.detach() / torch.linalg.vector_norm(weight, dim=1).clamp(min=1e-6))[:, None]
         return weight
+
+
+class AdaptedConv(Adapted):
+    """A frozen convolution with its adapter: the small product is added to its kernels, which are then used once."""
+
+    def __init__(self, base: nn.Conv2d, lora: LoRA, name: str = "layer") -> None:
+        super().__init__(base, lora, name)
+        self.kept: dict[str, Any] = {"stride": base.stride, "padding": base.padding}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, Y, X] to the other number of channels."""
+        weight = self.weight + self.scale * (self.b @ self.a).view_as(self.weight)
+        if self.magnitude is not None:
+            weight = weight * (self.magnitude / self.lengths())[:, None, None, None]
+        dtype = working_dtype(x)
+        bias = None if self.bias is None else self.bias.to(dtype)
+        return F.conv2d(x.to(dtype), weight.to(dtype), bias, **self.kept)
 
 
 def dense(layer: nn.Module) -> Tensor:
@@ -272,6 +292,15 @@ def linear_layers(product: nn.Module) -> Iterator[tuple[str, nn.Linear | PackedL
                     yield f"{above}.{name}".lstrip("."), module
 
 
+def convolutions(product: nn.Module) -> Iterator[tuple[str, nn.Conv2d]]:
+    """The convolutions of a model's UNets, by name."""
+    for above, trunk in product.named_modules():
+        if isinstance(trunk, UNetTrunk):
+            for name, module in trunk.named_modules():
+                if isinstance(module, nn.Conv2d):
+                    yield f"{above}.{name}".lstrip("."), module
+
+
 def adapted_layers(model: nn.Module) -> dict[str, Adapted]:
     """The adapted layers of a model, by name."""
     return {name: module for name, module in model.named_modules() if isinstance(module, Adapted)}
@@ -295,7 +324,11 @@ def merged(family: Family) -> Family:
     for name, module in list(family.named_modules()):
         if isinstance(module, Adapted | PackedLinear):
             weight = module.whole() if isinstance(module, Adapted) else dense(module)
-            plain = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+            plain: Any = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+            if isinstance(module, AdaptedConv):
+                weight = weight.view_as(module.weight)
+                outputs, inputs, *sides = weight.shape
+                plain = nn.Conv2d(inputs, outputs, (sides[0], sides[1]), **module.kept, bias=False, device="meta")
             plain.weight = nn.Parameter(weight, requires_grad=False)
             plain.register_parameter("bias", module.bias)
             setattr(plain, "blocks", getattr(module, "blocks", (len(weight),)))  # noqa: B010
