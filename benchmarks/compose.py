@@ -48,7 +48,7 @@ from nomoat.sampling.drawing import Drawing
 
 CASES: dict[str, dict[str, float]] = {
     "diffusion": {"diffusion": 1},
-    "unet": {"unet": 1},
+    "dit": {"dit": 1},
     "shortcut": {"shortcut": 1},
     "meanflow": {"meanflow": 1},
     "r3gan": {"r3gan": 1},

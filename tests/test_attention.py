@@ -39,12 +39,13 @@ def test_both_kernels_give_the_softmax_of_the_definition(heads, masked):
 
 @pytest.mark.parametrize("tile", [1, 4 * 2 * 3 * 11, 1 << 21])
 @pytest.mark.parametrize("heads", [(1, 1), (2, 2), (6, 2)])
-@pytest.mark.parametrize("masked", ["open", "triangle", "mask", "mask by row and head"])
+@pytest.mark.parametrize("masked", ["open", "triangle", "mask", "mask by row and head", "mask by row and key"])
 def test_tiles_of_any_size_give_the_same(masked, heads, tile, monkeypatch):
     monkeypatch.setattr(tiles, "QUERIES", 4)
     monkeypatch.setattr(tiles, "TILE", tile)
     q, k, v = (noise(3, 11, count, 4, seed=count).transpose(1, 2) for count in (heads[0], heads[1], heads[1]))
-    shape = (3, heads[0], 11, 11) if masked == "mask by row and head" else (1, 1, 11, 11)
+    shapes = {"mask by row and head": (3, heads[0], 11, 11), "mask by row and key": (3, 1, 1, 11)}
+    shape = shapes.get(masked, (1, 1, 11, 11))
     mask = noise(*shape, seed=9) if "mask" in masked else None
     hidden = torch.full((11, 11), -math.inf, dtype=torch.float64).triu(1) if masked == "triangle" else mask
     inputs = [each.requires_grad_() for each in (q, k, v, mask) if each is not None]

@@ -109,5 +109,5 @@ def test_every_kind_can_be_asked_for(kind: str, tmp_path: Path) -> None:
 def test_a_kind_that_is_none_is_refused(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["make", "--family", "shortcat", "--budget", "2steps"]) == 2
     assert "shortcut" in capfd.readouterr().err
-    assert main(["make", "--family", "unet", "--from", "last", "--budget", "2steps"]) == 2
+    assert main(["make", "--family", "dit", "--from", "last", "--budget", "2steps"]) == 2
     assert "--from" in capfd.readouterr().err

@@ -52,9 +52,9 @@ class Kind(NamedTuple):
 
 
 KINDS = {
-    "diffusion": Kind("diffusion-small", "flow matching, a transformer", 3000, 20),
-    "unet": Kind("unet-small", "flow matching, a UNet", 3000, 20),
-    "shortcut": Kind("shortcut-small", "a shortcut model, a transformer that draws in four steps", 3000, 4),
+    "diffusion": Kind("diffusion-small", "flow matching, a UNet", 3000, 20),
+    "dit": Kind("dit-small", "flow matching, a transformer", 3000, 20),
+    "shortcut": Kind("shortcut-small", "a shortcut model, a UNet that draws in four steps", 3000, 4),
     "r3gan": Kind("r3gan-small", "R3GAN, two convolutional nets that draw in one step", 6000, 1, 64),
 }
 
@@ -184,11 +184,10 @@ def sized(data: Any, number: int, budget: Budget, seed: int, kind: str = "diffus
         "classes": 0 if words else len(data.classes),
     }
     family, net = plain.family, nets(plain.family)
-    if isinstance(net, UNet):
-        told["trunk"] = replace(net, widths=WIDTHS[number])
-    elif hasattr(net, "widths"):  # a GAN's, of the same size on both sides
+    if hasattr(net, "widths"):
         net = replace(net, widths=WIDTHS[number] + (2 * WIDTHS[number][-1],) * (data.size > 32))
-        told |= {"generator": net, "discriminator": net}
+        # A GAN's are of the same size on both sides.
+        told |= {"trunk": net} if isinstance(net, UNet) else {"generator": net, "discriminator": net}
     else:
         width, depth, heads = SIZES[number]
         told["trunk"] = replace(net, width=width, depth=depth, heads=heads)

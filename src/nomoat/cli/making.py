@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("path", required=False, type=click.Path(exists=True))
 @click.option("--pictures", is_flag=True, help="A model that draws; without PATH: of the procedural shapes world.")
-@click.option("--family", "kind", metavar="KIND", help="Of pictures: diffusion, unet, shortcut, r3gan. [what suits]")
+@click.option("--family", "kind", metavar="KIND", help="Of pictures: diffusion, dit, shortcut, r3gan. [what suits]")
 @click.option("--from", "base", metavar="MODEL", help="Go on from this model: for files under about 20 MB.")
 @options.budget
 @options.licence
@@ -63,7 +63,7 @@ def make(
 @click.command()
 @click.argument("path", required=False, type=click.Path(exists=True))
 @click.option("--pictures", is_flag=True, help="Of a model that draws; without PATH: of the shapes world.")
-@click.option("--family", "kind", metavar="KIND", help="Of pictures: diffusion, unet, shortcut, r3gan. [what suits]")
+@click.option("--family", "kind", metavar="KIND", help="Of pictures: diffusion, dit, shortcut, r3gan. [what suits]")
 @click.option("--recipe", multiple=True, metavar="NAME", help="A recipe on one H100, on paper; also with a.b=c.")
 @options.budget
 @options.licence

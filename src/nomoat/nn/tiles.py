@@ -167,9 +167,10 @@ def _add(total: Tensor, left: Tensor, right: Tensor, first: bool, scale: float) 
 
 
 def _part(mask: Tensor, tile: _Tile) -> Tensor:
-    """The tile's part of a mask [1 or B, 1 or H, L, M]."""
+    """The tile's part of a mask [1 or B, 1 or H, 1 or L, M]."""
     rows = tile.rows if len(mask) > 1 else slice(None)
-    return mask[rows, :, tile.queries, : tile.keys]
+    queries = tile.queries if mask.shape[2] > 1 else slice(None)
+    return mask[rows, :, queries, : tile.keys]
 
 
 def attend_in_tiles(

@@ -8,11 +8,12 @@ from nomoat.core.budget import Budget
 from nomoat.core.recipe import Recipe
 from nomoat.data.shapes import Shapes
 from nomoat.families.diffusion import Diffusion
+from nomoat.nn.unet import UNet
 
 data = Shapes(size=32)
 recipe = Recipe(
-    about="Pictures of 32 pixels from captions: a transformer that guesses the clean picture (flow matching).",
-    family=Diffusion(size=32, vocab_size=data.words().vocab_size, caption_length=data.caption_length),
+    about="Pictures of 32 pixels from captions: a UNet that guesses the clean picture (flow matching).",
+    family=Diffusion(size=32, trunk=UNet(), vocab_size=data.words().vocab_size, caption_length=data.caption_length),
     data=data,
     budget=Budget.parse("20m"),
     batch_size=64,
