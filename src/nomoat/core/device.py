@@ -192,7 +192,7 @@ def bf16_is_faster(
     x_LD = torch.randn(rows, width, generator=generator(0, "bf16")).to(device).requires_grad_()
 
     def step(precision: str) -> None:
-        with autocast(device, precision):
+        with torch.enable_grad(), autocast(device, precision):
             loss = block(x_LD).float().square().mean()
         loss.backward()
         block.zero_grad()
