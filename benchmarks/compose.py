@@ -90,7 +90,7 @@ def staged(name: str, seconds: float, parts: Mapping[str, Run], asked: argparse.
 
 def trained(case: str, asked: argparse.Namespace) -> tuple[Run, dict[str, Any]]:
     """The run that draws, and what making it took."""
-    began, spent, runs, told = time.perf_counter(), time.process_time(), dict[str, Run](), dict[str, Any]()
+    began, runs, told = time.perf_counter(), dict[str, Run](), dict[str, Any]()
     total, left = 60 * asked.minutes, 1.0
     for name, share in CASES[case].items():
         rest = total - (time.perf_counter() - began)
@@ -104,7 +104,7 @@ def trained(case: str, asked: argparse.Namespace) -> tuple[Run, dict[str, Any]]:
         chain = asked.work / "runs"
         run = compose(runs["unclip"].path, runs["decoder"].path, [runs["upsampler"].path], "compose-chain", chain)
     seconds = max(time.perf_counter() - began, sum(each["seconds"] for each in told.values()))
-    return run, {"minutes": seconds / 60, "cpu_minutes": (time.process_time() - spent) / 60, "stages": told}
+    return run, {"minutes": seconds / 60, "stages": told}
 
 
 @cache
