@@ -501,7 +501,7 @@ BAD = {
     ),
     "no features": lambda: made(replace(PLAIN, trunk=UNet((16, 32), heads=2))).features({}),
     "objective=CONSISTENCY": lambda: Consistency(PLAIN),
-    "no residuals": lambda: made(replace(PLAIN, trunk=UNet((16, 32), heads=2))).denoise(
+    "0 residuals for 2 levels": lambda: made(replace(PLAIN, trunk=UNet((16, 32), heads=2))).denoise(
         torch.zeros(1, 3, 8, 8), torch.ones(1), torch.ones(1), Ports(residuals=[])
     ),
 }

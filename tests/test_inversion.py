@@ -164,7 +164,7 @@ class Numbered:
 
 
 def test_a_share_of_the_rows_is_the_prior_and_all_of_both_is_seen():
-    data = Preserved(Numbered(), Numbered(-1), share=0.5)
+    data = Preserved(Numbered(), (Numbered(-1),), share=0.5)
     stream = data.stream(None, 8, 0)
     first, second = next(stream), next(stream)
     assert first["index"].tolist() == list(range(8)) and second["index"].tolist() == list(range(8, 16))
@@ -182,6 +182,6 @@ def test_a_share_of_the_rows_is_the_prior_and_all_of_both_is_seen():
 
 def test_two_kinds_of_rows_say_so():
     with pytest.raises(DataError, match=r"`caption`.*4 and 6"):
-        next(Preserved(Numbered(), Numbered(-1, 6), share=0.5).stream(None, 8, 0))
+        next(Preserved(Numbered(), (Numbered(-1, 6),), share=0.5).stream(None, 8, 0))
     with pytest.raises(ConfigError, match="share 0"):
-        Preserved(Numbered(), Numbered(), share=0.0)
+        Preserved(Numbered(), (Numbered(),), share=0.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from nomoat import subjects
 from nomoat.cli import main
 from nomoat.core import checkpoint
 from nomoat.core.budget import Budget
@@ -57,7 +59,7 @@ def test_a_subject_is_taught_beside_its_class_and_the_base_stays(base: Run, pict
     before = {name: tensor.clone() for name, tensor in load(base).state_dict().items()}
     run = teach(base, pictures, Subject("a wug", "a circle", preserved=3, rank=2), "4steps")
     data: Any = run.recipe.data
-    assert isinstance(data, Preserved) and (data.data.caption, data.prior.caption) == ("a wug", "a circle")
+    assert isinstance(data, Preserved) and (data.data.caption, data.priors[0].caption) == ("a wug", "a circle")
     batch = next(data.stream(None, 8, 0))
     told = [
         WORDS.decode(row[there])
@@ -70,7 +72,29 @@ def test_a_subject_is_taught_beside_its_class_and_the_base_stays(base: Run, pict
     [one] = draw(run, "a wug")
     assert one.image_YXC.shape == (16, 16, 3)
     again = teach(base, pictures, Subject("a wug", "a circle", preserved=3, rank=2), "1steps")
-    assert again.recipe.data.prior.paths == data.prior.paths, "the class is drawn once"
+    assert again.recipe.data.priors[0].paths == data.priors[0].paths, "the class is drawn once"
+
+
+def test_what_a_model_was_taught_is_shown_again_where_it_is_there(base: Run, tmp_path: Path) -> None:
+    assert subjects._taught(base) == [], "this one has no data"
+
+    class Taught:
+        paths: tuple[str, ...] = (str(tmp_path),)
+
+        def __init__(self, changes: list[str]) -> None:
+            self.changes = changes
+
+        def sampler(self, seed: int) -> None: ...
+
+        def changed(self) -> list[str]:
+            return self.changes
+
+    def of(data: Any) -> list[Any]:
+        return subjects._taught(SimpleNamespace(recipe=SimpleNamespace(data=data)))  # type: ignore[arg-type]
+
+    there, gone = Taught([]), Taught([])
+    gone.paths = (str(tmp_path / "gone"),)
+    assert of(there) == [there] and of(Taught(["a file"])) == [] and of(gone) == []
 
 
 def test_a_word_alone_is_learned(base: Run, pictures: Path) -> None:

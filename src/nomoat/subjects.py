@@ -2,8 +2,10 @@
 
     pictures + "a wug" ------------------------+-> Preserved -> adapters (DreamBooth) -> a run beside its base -> sheet
     "a circle" -> drawn by the model itself ---+             -> or one word's vector (textual inversion)
+    what the model was taught, if it is there -+
 
-The class is preserved by what the model draws of it before: else all circles come to look like this one.
+The class is preserved by what the model draws of it before: else all circles come to look like this one. All else is
+preserved by what it was taught, shown again.
 
 Ruiz et al. 2022, arXiv:2208.12242 (DreamBooth); Gal et al. 2022, arXiv:2208.01618 (textual inversion); Hu et al. 2021,
 arXiv:2106.09685 (LoRA).
@@ -44,7 +46,7 @@ class Subject:
         begins: a word that it is like, from whose vector it begins.
         rank: of the adapters.
         preserved: pictures that are drawn of `of`.
-        share: of the rows that are such.
+        share: of the rows that are such, and of the model's own data where it is there: as many as of the subject's.
         learning_rate: None: what suits.
         seed: of chance.
         allow: why it may be trained although licences cannot be kept together; recorded.
@@ -109,7 +111,8 @@ def teach(
     data: Any = Called(read, subject.caption, *form)
     if subject.of:
         drawn = PictureFiles(str(_drawn(base, subject, device, watch)), product.size).prepare(making.data_root(), None)
-        data = Preserved(data, Called(drawn, subject.of, *form), subject.share)
+        priors = [Called(drawn, subject.of, *form), *_taught(base)]
+        data = Preserved(data, tuple(priors), subject.share)
     rate = subject.learning_rate or RATES[kind]
     name = Path(pictures).resolve().name
     recipe = Recipe(
@@ -142,6 +145,13 @@ def _adapt(words: Any, subject: Subject) -> tuple[Any, str]:
     from nomoat.nn.lora import LoRA
 
     return LoRA(rank=subject.rank, alpha=2.0 * subject.rank), "lora"
+
+
+def _taught(base: Run) -> list[Any]:
+    """The data by which the model was taught, where it is at hand and unchanged."""
+    data: Any = base.recipe.data
+    there = hasattr(data, "sampler") and all(Path(each).exists() for each in data.paths)
+    return [data] if there and not data.changed() else []
 
 
 def _drawn(base: Run, subject: Subject, device: str, watch: Watch | None) -> Path:

@@ -78,7 +78,7 @@ class Rehearsed:
             ConfigError, DataError: see `Lessons.open`; a share that is none.
         """
         sources = [each.sampler(seed) for each in (self.data, Lessons(self.rehearsal, self.context_length))]
-        yield from _mixed(sources, self.share, (batch_size, start, rank, world))
+        yield from _mixed(sources, (1 - self.share, self.share), (batch_size, start, rank, world))
 
 
 @dataclass(frozen=True)
@@ -90,12 +90,13 @@ class Preserved:
 
     Args:
         data: of the subject, such as four pictures with a word of their own.
-        prior: of its class, such as what the model itself draws of it; has `sampler(seed)`, as the data.
-        share: of all rows that are the prior's, above 0 and below 1; 0.5: as many as of the subject.
+        priors: such as what the model itself draws of its class, and what it was taught; each has `sampler(seed)`, as
+            the data, and gets as many rows as another.
+        share: of all rows that are the priors', above 0 and below 1; 0.5: as many as of the subject.
     """
 
     data: Any
-    prior: Any
+    priors: tuple[Any, ...]
     share: float = 0.5
 
     def __post_init__(self) -> None:
@@ -127,8 +128,8 @@ class Preserved:
         return self.data.words()
 
     def changed(self) -> list[str]:
-        """As of both."""
-        return [*self.data.changed(), *self.prior.changed()]
+        """As of all."""
+        return [line for each in (self.data, *self.priors) for line in each.changed()]
 
     def held_out(self, family: Any, batch_size: int, tokens: int) -> Iterator[Batch]:
         """As of the data."""
@@ -142,13 +143,14 @@ class Preserved:
         Raises:
             DataError: the rows of both are not alike.
         """
-        sources = [each.sampler(seed) for each in (self.data, self.prior)]
-        yield from _mixed(sources, self.share, (batch_size, start, rank, world))
+        sources = [each.sampler(seed) for each in (self.data, *self.priors)]
+        shares = 1 - self.share, *[self.share / len(self.priors)] * len(self.priors)
+        yield from _mixed(sources, shares, (batch_size, start, rank, world))
 
 
-def _mixed(sources: list[Any], share: float, which: tuple[int, int, int, int]) -> Iterator[Batch]:
-    """Batches of two sources, the second one's share given; `which`: batch size, first step, rank and world."""
-    schedule = Schedule((1 - share, share))
+def _mixed(sources: list[Any], shares: tuple[float, ...], which: tuple[int, int, int, int]) -> Iterator[Batch]:
+    """Batches of several sources by their shares; `which`: batch size, first step, rank and world."""
+    schedule = Schedule(shares)
     batch_size, step, rank, world = which
     mine = np.arange(rank, batch_size, world)
     while True:

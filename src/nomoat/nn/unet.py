@@ -125,9 +125,12 @@ class UNetTrunk(nn.Module):
         if ports.want:
             raise ConfigError("a UNet gives no layers", fix="use a Backbone as the trunk")
         assert ports.cond_BD is not None
-        *skips, x_BCYX = self.encode(image_BCYX, ports)
+        *skips, x_BCYX = found = self.encode(image_BCYX, ports)
         if ports.residuals is not None:
-            *skips, x_BCYX = (a + b for a, b in zip((*skips, x_BCYX), ports.residuals, strict=True))
+            if len(ports.residuals) != len(found):
+                what = f"{len(ports.residuals)} residuals for {len(skips)} levels and the smallest once more"
+                raise ConfigError(what, fix=f"pass {len(found)}")
+            *skips, x_BCYX = map(torch.add, found, ports.residuals)
         cond_BD = F.silu(ports.cond_BD)
         for blocks, skip_BCYX in zip(self.up, reversed(skips), strict=True):
             if x_BCYX.shape[2:] != skip_BCYX.shape[2:]:
