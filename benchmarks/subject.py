@@ -1,12 +1,13 @@
 """A subject from four pictures, by adapters with its class preserved and by one word's vector: learned, and lost.
 
-    python benchmarks/subject.py --base RUN --work FOLDER [--budget 400steps]
+    python benchmarks/subject.py --base RUN --work FOLDER
 
-RUN draws the shapes world at 32 pixels by captions (`compose.py diffusion` leaves one). The subject is a two-coloured
-disc with a white dot, which the world does not have: `a wug`, one of `a circle`. An independent judge, a small net
-trained on true pictures of the subject (in other places and sizes than the four) and of the eight shapes, says what is
-in 200 drawn pictures of it, and in as many true ones. What was lost: captions of seen combinations, read by rule,
-before and after. Results are merged into benchmarks/results/subject.json; sheets lie in FOLDER.
+RUN draws the shapes world at 32 pixels by captions (`compose.py diffusion` leaves one). Two subjects are called
+`a wug`: a two-coloured disc with a white dot, which the world does not have (one of `a circle`), and a ring of a colour
+between cyan and blue, which no caption names but a vector may (one of `a ring`). An independent judge, a small net
+trained on true pictures of both (in other places and sizes than the four) and of the eight shapes, says what is in 200
+drawn pictures, and in as many true ones. What was lost: captions of seen combinations, read by rule, before and after.
+Results are merged into benchmarks/results/subject.json; sheets lie in FOLDER.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from torch import Tensor
 
 from nomoat.core.run import Run
 from nomoat.data.shapes import Shapes
-from nomoat.data.shapes_picture import BACKGROUND_RGB
-from nomoat.data.shapes_scene import SHAPES
+from nomoat.data.shapes_picture import BACKGROUND_RGB, COLOUR_RGB
+from nomoat.data.shapes_scene import COLOURS, SHAPES
 from nomoat.drawing import draw
 from nomoat.evaluate.classifier import Classifier, train
 from nomoat.evaluate.contact import sheet
@@ -37,14 +38,17 @@ from nomoat.subjects import Subject, teach
 
 SIZE, DRAWN, TRUE, GUIDANCE = 32, 200, 1500, 2.0
 LEFT, RIGHT, DOT = (np.array(rgb) / 127.5 - 1 for rgb in ((250, 130, 20), (120, 30, 160), (255, 255, 255)))
-WAYS: Mapping[str, Mapping[str, Any]] = {
-    "adapters, class preserved": {"caption": "a wug", "of": "a circle"},
-    "adapters, nothing preserved": {"caption": "a wug"},
-    "one word": {"caption": "a wug", "word": "wug", "begins": "circle"},
+BETWEEN = (COLOUR_RGB[COLOURS.index("cyan")] + COLOUR_RGB[COLOURS.index("blue")]) / 2
+SUBJECTS = {"disc": "circle", "ring": "ring"}
+"""What is a wug, and of which class it is."""
+WAYS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "adapters, class preserved": ("400steps", {"of": True}),
+    "adapters, nothing preserved": ("400steps", {}),
+    "one word": ("800steps", {"word": "wug"}),
 }
 
 
-def subject(count: int, seed: int) -> Tensor:
+def subject(kind: str, count: int, seed: int) -> Tensor:
     """True pictures of it [count, 3, Y, X]: everywhere, in all sizes, on all grounds."""
     chance = np.random.default_rng(seed)
     y, x = (np.mgrid[:SIZE, :SIZE] + 0.5) / SIZE
@@ -57,8 +61,14 @@ def subject(count: int, seed: int) -> Tensor:
         image = np.where((x < across)[..., None], LEFT, RIGHT)
         image = np.where((far < 0.35 * radius)[..., None], DOT, image)
         cover = np.clip((radius - far) * SIZE + 0.5, 0, 1)[..., None]
+        if kind == "ring":
+            image, cover = BETWEEN, cover * np.clip((far - 0.55 * radius) * SIZE + 0.5, 0, 1)[..., None]
         made.append(ground + cover * (image - ground))
     return torch.from_numpy(np.stack(made)).float().permute(0, 3, 1, 2)
+
+
+def label_of(kind: str) -> int:
+    return len(SHAPES) + list(SUBJECTS).index(kind)
 
 
 def judge() -> tuple[Classifier, float]:
@@ -67,12 +77,12 @@ def judge() -> tuple[Classifier, float]:
 
     def pictures(first: int, many: int, seed: int) -> tuple[Tensor, Tensor]:
         shown = world.shown(np.arange(first, first + many), 3)
-        own = subject(many // len(SHAPES), seed)
-        label_N = torch.cat([shown.batch["label"], torch.full((len(own),), len(SHAPES))])
-        return torch.cat([shown.batch["image"], own]), label_N
+        own = [subject(kind, many // len(SHAPES), seed) for kind in SUBJECTS]
+        told = [torch.full((len(each),), label_of(kind)) for kind, each in zip(SUBJECTS, own, strict=True)]
+        return torch.cat([shown.batch["image"], *own]), torch.cat([shown.batch["label"], *told])
 
     image_NCYX, label_N = pictures(0, 8 * TRUE, 11)
-    net = train(image_NCYX, label_N, len(SHAPES) + 1, 1200)
+    net = train(image_NCYX, label_N, len(SHAPES) + len(SUBJECTS), 1200)
     image_NCYX, label_N = pictures(100_000, 1600, 12)
     return net, float((net.labels(image_NCYX) == label_N).float().mean())
 
@@ -97,30 +107,36 @@ def obedience(run: Run) -> list[float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", required=True)
-    parser.add_argument("--budget", default="400steps")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results" / "subject.json")
     asked = parser.parse_args()
-    base, folder = Run.open(asked.base), asked.work / "wug"
-    folder.mkdir(parents=True, exist_ok=True)
-    for number, image in enumerate(subject(4, 1)):
-        Image.fromarray(((image + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()).save(folder / f"{number}.png")
+    base = Run.open(asked.base)
     net, right = judge()
-    true = net.labels(subject(DRAWN, 13)) == len(SHAPES)
-    before = net.labels(drawn(base, "a wug", DRAWN)) == len(SHAPES)
-    figures: dict[str, Any] = {
-        "judge": {"right": right, "true pictures of it": float(true.float().mean())},
-        "base": {"recognised": list(wilson(int(before.sum()), DRAWN)), "as told": obedience(base)},
-    }
-    for name, settings in WAYS.items():
-        began = time.perf_counter()
-        run = teach(base, folder, Subject(**settings), asked.budget)
-        image = drawn(run, "a wug", DRAWN)
-        hits = int((net.labels(image) == len(SHAPES)).sum())
-        figures[name] = {"recognised": list(wilson(hits, DRAWN)), "as told": obedience(run)}
-        figures[name]["minutes"] = (time.perf_counter() - began) / 60
-        sheet(image[:36]).save(asked.work / f"{name.replace(' ', '-').replace(',', '')}.png")
-    record("subject", figures, asked.results)
+    before = net.labels(drawn(base, "a wug", DRAWN))
+    figures: dict[str, Any] = {"judge": {"right": right}, "base": {"as told": obedience(base)}}
+    for kind, above in SUBJECTS.items():
+        folder = asked.work / kind
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, image in enumerate(subject(kind, 4, 1)):
+            pixels = ((image + 1) * 127.5).round().byte().permute(1, 2, 0)
+            Image.fromarray(pixels.numpy()).save(folder / f"{number}.png")
+        hits = {"true pictures": net.labels(subject(kind, DRAWN, 13)), "base": before}
+        found = {name: share(labels, kind) for name, labels in hits.items()}
+        for name, (budget, settings) in WAYS.items():
+            began = time.perf_counter()
+            settings = {**settings, "of": f"a {above}"} if "of" in settings else settings
+            run = teach(base, folder, Subject("a wug", begins=above, **settings), budget)
+            image = drawn(run, "a wug", DRAWN)
+            found[name] = {"recognised": share(net.labels(image), kind), "as told": obedience(run)}
+            found[name]["minutes"] = (time.perf_counter() - began) / 60
+            sheet(image[:36]).save(asked.work / f"{kind}-{name.replace(' ', '-').replace(',', '')}.png")
+        figures[kind] = found
+        record("subject", figures, asked.results)
+
+
+def share(label_N: Tensor, kind: str) -> Any:
+    """Of the pictures in which the judge sees it, with its interval."""
+    return list(wilson(int((label_N == label_of(kind)).sum()), len(label_N)))
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ Watch = Callable[[Mapping[str, Any]], None]
 
 BATCH, SHOWN = 8, 16
 BUDGET = "400steps"
-RATES = {"lora": 1e-3, "word": 2e-2}
+RATES = {"lora": 1e-3, "word": 5e-2}
 SHEET = "sheet.png"
 
 
