@@ -513,6 +513,18 @@ def test_what_cannot_be_is_refused_in_words(words):
         BAD[words]()
 
 
+@pytest.mark.filterwarnings("ignore")  # of the compiler itself
+@pytest.mark.parametrize("trunk", [TRUNK, UNet((16, 32), heads=2)], ids=["transformer", "unet"])
+def test_the_compiler_can_derive_it(trunk):
+    family = made(replace(PLAIN, trunk=trunk))
+    batch, found = drawn(family, 4), []
+    for loss in (family.loss, torch.compile(family.loss, backend="aot_eager")):
+        family.zero_grad()
+        loss(batch).total.backward()
+        found.append({name: p.grad.clone() for name, p in family.named_parameters() if p.grad is not None})
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
+
+
 # Consistency distillation
 
 

@@ -127,11 +127,10 @@ def judged(run: Run, device: str = "auto", watch: Watch | None = None) -> Contro
     some = {name: value[torch.linspace(0, rows - 1, min(SHOWN, rows)).long()] for name, value in shown.items()}
     with torch.no_grad(), run.autocast(place):
         drawn = family.generate({k: v for k, v in some.items() if k != "image"}, how, torch.Generator())["image"]
+        figures = [] if hint not in KINDS else [followed(family, _batches(run, place), how, hint)]
     lead = some["hint"].expand(-1, drawn.shape[1], -1, -1) * 2 - 1
     laid = torch.stack([lead, drawn, some["image"]], 1).flatten(0, 1).float().cpu().clamp(-1, 1)
     sheet(laid, ["led by", "drawn", "true"] * len(lead), columns=9).save(run.path / SHEET)
-    with run.autocast(place):
-        figures = [] if hint not in KINDS else [followed(family, _batches(run, place), how, hint)]
     return ControlReport(hint, tuple(figures))
 
 

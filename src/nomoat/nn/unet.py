@@ -138,13 +138,14 @@ class UNetTrunk(nn.Module):
             x_BCYX = blocks(torch.cat((x_BCYX, skip_BCYX), dim=1), cond_BD)
         return self.last(F.silu(self.norm(x_BCYX)))
 
-    def encode(self, image_BCYX: Tensor, ports: Ports, told: Tensor | float = 0.0) -> list[Tensor]:
+    def encode(self, image_BCYX: Tensor, ports: Ports, told: Tensor | None = None) -> list[Tensor]:
         """Each level of the way down, and the smallest once more after its attention; `told` is added at its start."""
         assert ports.cond_BD is not None
         cond_BD, found = F.silu(ports.cond_BD), list[Tensor]()
         # The group norm's forward derivative cannot read channels that lie last, as convolutions like them.
         layout = torch.contiguous_format if forward_mode((image_BCYX,)) else torch.channels_last
-        x_BCYX = self.first(image_BCYX.contiguous(memory_format=layout)) + told
+        x_BCYX = self.first(image_BCYX.contiguous(memory_format=layout))
+        x_BCYX = x_BCYX if told is None else x_BCYX + told
         for level, blocks in enumerate(self.down):
             found.append(blocks(x_BCYX, cond_BD))
             x_BCYX = self.halve[level](found[-1]) if level < len(self.halve) else found[-1]

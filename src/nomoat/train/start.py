@@ -95,29 +95,28 @@ def settings(recipe: Recipe, family: Family, device: torch.device, batch: Batch,
     return Settings(device, precision, micro, DTYPES[dtype])
 
 
-def seconds_a_step(recipe: Recipe, batch: Batch, device: torch.device, moves: int = 3) -> float:
-    """The middle one of a few real steps of all players, for planners: precision as training will have it.
+def seconds_a_step(recipe: Recipe, batch: Batch, device: torch.device) -> float:
+    """The middle one of three real steps of all players, for planners: precision as training will have it.
 
     Args:
         recipe: what would be trained; its first weights are drawn and thrown away.
         batch: from its data, no chance drawn yet.
         device: where.
-        moves: steps.
     """
-    family, rows = recipe.build().to(device), rows_of(batch)
-    length = family.positions_a_sample or max(1, tokens_in(batch) // rows)
-    precision, _ = _precision(recipe, family, device, rows * length)
+    family, count = recipe.build().to(device), rows_of(batch)
+    length = family.positions_a_sample or max(1, tokens_in(batch) // count)
+    precision, _ = _precision(recipe, family, device, count * length)
     for stack in (module for module in family.modules() if isinstance(module, Stack)):
         stack.kernel = "tiled" if length <= TILED else "fused"  # the run itself measures which is faster
     dtype = torch.bfloat16 if machine.has_bf16(device) else torch.float32
-    chosen, taken = Settings(device, precision, rows, dtype), list[float]()
+    chosen, taken = Settings(device, precision, count, dtype), list[float]()
     movers = [Mover(family, player, recipe, chosen) for player in family.players]
-    for number in range(moves):
+    for number in range(3):
         began = time.perf_counter()
         for mover in movers:
             mover.move(family.draw(batch, torch.Generator().manual_seed(number)), 0.5)
         taken.append(time.perf_counter() - began)
-    return sorted(taken)[moves // 2]
+    return sorted(taken)[1]
 
 
 def plan(recipe: Recipe, state: State, chosen: Settings, decisions: Decisions, tools: Tools) -> Plan:
