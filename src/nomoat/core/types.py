@@ -146,10 +146,3 @@ class Denoises(Protocol):
     """The clean sample from a noisy one at times t and r: all that a solver needs."""
 
     def denoise(self, x: Tensor, t_B: Tensor, r_B: Tensor, ports: Ports) -> Tensor: ...
-
-
-@runtime_checkable
-class Steps(Protocol):
-    """Games and world models; whatever steps can be searched."""
-
-    def step(self, state: Any, action_B: Tensor) -> Any: ...
