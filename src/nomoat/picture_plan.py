@@ -211,10 +211,14 @@ def _told(net: Backbone | Any) -> str:
 
 
 def work(family: Any) -> float:
-    """Operations of a picture, in a unit of the kind's own: only sizes of one kind may be compared."""
+    """What a picture costs, in a unit of the kind's own: only sizes of one kind may be compared.
+
+    Of convolutional nets as measured over `WIDTHS` (docs/experiments.md): passes over the memory, linear in the
+    channels, are a third to a half of a UNet's steps, and nearly all of a GAN's.
+    """
     net = nets(family)
     if hasattr(net, "widths"):
-        return float(net.widths[0] ** 2)
+        return float(net.widths[0] * (net.widths[0] + 24) if hasattr(family, "trunk") else net.widths[0] + 11)
     places = (family.size // family.patch) ** 2
     return places * float(net.flops_per_token(places))
 
