@@ -96,7 +96,7 @@ class Domain(Protocol):
 class Value(Protocol):
     """Guesses for states that are not over: a network's heads, a rollout, a process reward."""
 
-    def __call__(self, state_B: States) -> Guess: ...
+    def __call__(self, state_B: States, /) -> Guess: ...
 
 
 class Verifier(Protocol):

@@ -109,14 +109,13 @@ class Gumbels:
 
     def finish(self, trees: Trees) -> tuple[Array, Array]:
         """The improved policy [B, A], and the action [B]: the best of those visited most."""
-        edges = trees.edges(trees.roots, np.arange(trees.count))
+        edges, settled = trees.edges(trees.roots, np.arange(trees.count)), ~np.isnan(trees.result)
         fresh = np.where(edges.open, edges.visits - self.before_BA, -1)
-        won = edges.known & (edges.q >= 1) & edges.open
-        best = np.where(won.any(1, keepdims=True), won, fresh == fresh.max(1, keepdims=True)) & edges.open
-        # Where everything is known there is nothing to have visited.
-        settled = ~np.isnan(trees.result)
-        best = np.where(settled[:, None], edges.open, best)
-        return self.config.improved(edges), np.where(best, self._score(edges), LOW).argmax(1)
+        best = np.where(settled[:, None], edges.best_known, fresh == fresh.max(1, keepdims=True))
+        policy_BA = self.config.improved(edges)
+        policy_BA[settled] *= best[settled]
+        policy_BA /= policy_BA.sum(1, keepdims=True)
+        return policy_BA, np.where(best, self._score(edges), LOW).argmax(1)
 
     def _score(self, edges: Edges) -> Array:
         return self.gumbel_BA[edges.numbers] + edges.logits + self.config.strength(edges)
@@ -201,10 +200,9 @@ class PUCTs:
 
     def finish(self, trees: Trees) -> tuple[Array, Array]:
         """Shares of the visits [B, A], and the action [B]: the most visited, or drawn where there is noise."""
-        edges = trees.edges(trees.roots, np.arange(trees.count))
+        edges, settled = trees.edges(trees.roots, np.arange(trees.count)), ~np.isnan(trees.result)
         counts = np.where(edges.open, edges.visits, 0).astype(np.float64)
-        won = edges.known & (edges.q >= 1) & edges.open
-        counts = np.where(won.any(1, keepdims=True), won.astype(np.float64), counts)
+        counts = np.where(settled[:, None], edges.best_known * (1 + counts), counts)
         idle = counts.sum(1, keepdims=True) == 0
         counts = np.where(idle, edges.prior * edges.open + 1e-9 * edges.open, counts)
         policy = counts / counts.sum(1, keepdims=True)

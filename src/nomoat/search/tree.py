@@ -25,6 +25,8 @@ Array = np.ndarray[Any, Any]
 
 UNKNOWN = np.float32(np.nan)
 ROOT = 0
+KEPT = ("state", "sign", "guess", "legal", "logits", "prior", "visits", "sum", "known")
+"""Arrays of nodes that stay as they are when nodes are renumbered."""
 
 
 class Edges(NamedTuple):
@@ -59,6 +61,12 @@ class Edges(NamedTuple):
         """Bool [B, A]: legal, and not lost unless all are."""
         hopeful = self.legal & ~self.lost
         return np.where(hopeful.any(1, keepdims=True), hopeful, self.legal)
+
+    @property
+    def best_known(self) -> Array:
+        """Bool [B, A]: no known result of an action is better for the mover."""
+        known = np.where(self.known & self.legal, self.q, -np.inf)
+        return self.known & self.legal & (known == known.max(1, keepdims=True))
 
 
 class Rule(Protocol):
@@ -169,7 +177,7 @@ class Trees:
 
     def _down(self, rule: Rule, simulation: int, numbers: Array) -> tuple[list[Any], Array, Array, Array]:
         """The edges that were gone through, a step at a time (trees, rows, actions), and those that ended it."""
-        path, ended = [], []
+        path, ended = list[Any](), list[Any]()
         rows = numbers * self.width
         while len(numbers):
             edges = self.edges(rows, numbers)
@@ -209,7 +217,7 @@ class Trees:
         self.guess[new] = value
         self.sign[new] = 1 - 2 * self.domain.mover(state).astype(np.float32)
         self.visits[new], self.sum[new], self.known[new], self.child[new] = 0, 0, UNKNOWN, -1
-        if rows is not None:
+        if rows is not None and actions is not None:
             self.child[rows, actions] = self.nodes[numbers]
             self.parent[new], self.by[new] = rows - numbers * self.width, actions
         self.nodes[numbers] += 1
@@ -251,15 +259,15 @@ class Trees:
             below &= new[each, parents[:, node]] >= 0
             new[below, node] = kept[below]
             kept += below
-        tree, node = np.nonzero(new >= 0)
-        old, now = first[tree] + node, first[tree] + new[tree, node]
-        parent = np.where(new[tree, node] == ROOT, -1, new[tree, np.maximum(parents[tree, node], 0)])
+        tree, stays = np.nonzero(new >= 0)
+        old, now = first[tree] + stays, first[tree] + new[tree, stays]
+        parent = np.where(new[tree, stays] == ROOT, -1, new[tree, np.maximum(parents[tree, stays], 0)])
         child_rows = self.child[old]
         moved = np.where(child_rows >= 0, new[tree[:, None], np.maximum(child_rows, 0)], -1)
         edge_known = self.known[first, self.by[first + child]] * self.sign[first]
-        self.by[now] = np.where(new[tree, node] == ROOT, -1, self.by[old])
+        self.by[now] = np.where(new[tree, stays] == ROOT, -1, self.by[old])
         self.parent[now], self.child[now] = parent, moved
-        for name in ("state", "sign", "guess", "legal", "logits", "prior", "visits", "sum", "known"):
+        for name in KEPT:
             array = getattr(self, name)
             array[now] = array[old]
         self.nodes[numbers], self.result[numbers] = kept, edge_known if self.solve else UNKNOWN
