@@ -64,7 +64,7 @@ CHOICES = {
 PICTURES = [
     pytest.param(smaller(recipe.family), id=listed.name)
     for listed in listing()
-    if hasattr((recipe := find(listed.name)).family, "trunk")
+    if hasattr((recipe := find(listed.name)).family, "caption_length") and hasattr(recipe.family, "trunk")
 ]
 
 

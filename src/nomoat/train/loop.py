@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -58,6 +58,8 @@ def train(recipe: Recipe, run: Run, device: str = "auto") -> Family:
         ConfigError: a setting that cannot work.
     """
     began = time.perf_counter()
+    if hasattr(recipe.data, "at"):  # a live source that keeps what it made in the run
+        recipe = replace(recipe, data=recipe.data.at(run.path))
     with run.lock(), _status(run), _threads(), _asked_to_stop() as stop:
         found = _last_good(recipe, run)
         with gather(recipe.processes, run.path, partial(_follow, recipe, run.path, device, found)) as group:

@@ -1,0 +1,184 @@
+"""Self-play as data: the family that is trained plays itself, and learns what search and the results say of it.
+
+    live family -guess-> Table -play a round-> Replay (parts in the run) -draw(seed, step)-> turned -> batch
+
+In one process a round is played every so many steps, with the weights as they are then; with the games in progress
+kept beside the parts, a resumed run is bit-equal. With workers, games are played beside the training, each worker with
+the newest weights that it finds; no game that ended is lost, but no two runs are alike. Silver et al. 2018.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from nomoat.core import durable
+from nomoat.core.device import autocast
+from nomoat.core.domain import Value
+from nomoat.core.errors import ConfigError
+from nomoat.core.types import Batch
+from nomoat.games.connect_four import ConnectFour
+from nomoat.search.cache import Cached
+from nomoat.search.replay import Positions, Replay, load, number, store
+from nomoat.search.table import Health, Manner, Table
+from nomoat.search.workers import Workers
+
+FOLDER, HEALTH, TABLES = "games", "health.jsonl", 64
+"""In the run: where parts lie, and what was noted of each round; so many rounds' games in progress are kept."""
+
+
+@dataclass(frozen=True)
+class SelfPlay:
+    """Recipe data: `planes`, `legal`, `policy`, `policy_mask` and `value` (the mover's) of positions that were played.
+
+    Args:
+        game: the rules.
+        manner: how games are played.
+        games: that are played at once (by each worker).
+        every: steps between rounds, in one process.
+        reuse: how often a position is drawn, in the mean: so many games are played for it.
+        window: newest positions that are drawn from.
+        workers: processes that play beside the training; 0: none, the training's own process plays.
+        precision: in which the network plays.
+    """
+
+    game: Any = ConnectFour()
+    manner: Manner = Manner()
+    games: int = 256
+    every: int = 32
+    reuse: float = 4.0
+    window: int = 300_000
+    workers: int = 0
+    precision: str = "fp32"
+    folder: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        if min(self.games, self.every, self.window) < 1 or self.reuse <= 0 or self.workers < 0:
+            raise ConfigError(
+                "games, every and window are at least 1, reuse is above 0, workers at least 0",
+                f"they are {self.games}, {self.every}, {self.window}, {self.reuse}, {self.workers}",
+            )
+
+    def at(self, run: Path) -> SelfPlay:
+        """The same, with its games kept in a run."""
+        return replace(self, folder=str(run / FOLDER))
+
+    def stream(
+        self, family: Any, batch_size: int, seed: int, start: int = 0, rank: int = 0, world: int = 1
+    ) -> Iterator[Batch]:
+        """The batch of every step from `start` on, without end; what the loop calls.
+
+        Raises:
+            ConfigError: more than one process trains; use workers.
+            DataError: what was played cannot be read.
+        """
+        if world > 1:
+            raise ConfigError(
+                "self-play feeds one training process", f"there are {world}", "set processes=1 and workers"
+            )
+        folder = Path(self.folder) if self.folder else None
+        replay = Replay(folder, self.window)
+        play = self._beside if self.workers else self._between
+        for step in play(family, replay, batch_size, seed, start):
+            chance = np.random.default_rng((seed, 1, step))
+            yield self.batch(replay.draw(batch_size, chance), chance)
+
+    def batch(self, positions: Positions, chance: np.random.Generator) -> Batch:
+        """Positions as a family reads them, each under a symmetry of the game by chance."""
+        game, state = self.game, positions["state"]
+        planes, policy, legal = game.observe(state), positions["policy"], game.legal(state)
+        which = chance.integers(game.symmetries, size=len(state))
+        turned, policy = game.turned(planes, policy, which)
+        _, legal = game.turned(planes, legal, which)
+        sign = 1 - 2 * game.mover(state).astype(np.float32)
+        arrays = {
+            "planes": turned.astype(np.float32),
+            "legal": np.ascontiguousarray(legal),
+            "policy": policy.astype(np.float32),
+            "policy_mask": positions["policy_mask"],
+            "value": positions["value"] * sign,
+        }
+        return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+
+    def _between(self, family: Any, replay: Replay, batch_size: int, seed: int, start: int) -> Iterator[int]:
+        """Steps, with a round of play before each that is due."""
+        replay.read(start)
+        table = Table(self.game, self.games, self.manner, np.random.default_rng((seed, 0)))
+        at = self._resume(table, start)
+        step = start
+        while True:
+            if step % self.every == 0 and step > at:
+                wanted = self.every * batch_size / self.reuse
+                # The first round is one of whole games: nothing ends before.
+                moves = self.game.plies if not replay.count else max(1, round(wanted / self.games))
+                table.health = Health()
+                with playing(family, self.precision) as guess:
+                    positions = table.play(Cached(self.game, guess), moves, np.random.default_rng((seed, 0, step)))
+                replay.write(step, positions)
+                self._keep(table, step)
+                at = step
+            yield step
+            step += 1
+
+    def _beside(self, family: Any, replay: Replay, batch_size: int, seed: int, start: int) -> Iterator[int]:
+        """Steps, while workers play; a step waits until there are games enough."""
+        replay.read()
+        with Workers(self, family, seed) as workers:
+            step = start
+            while True:
+                if step % self.every == 0:
+                    workers.show(family)
+                    replay.read()
+                while not replay.count or (step + 1) * batch_size > self.reuse * replay.total:
+                    workers.wait()
+                    replay.read()
+                yield step
+                step += 1
+
+    def _resume(self, table: Table, start: int) -> int:
+        """Take up the games in progress at a step; the step of the round that they are of, -1 where there are none."""
+        if not self.folder:
+            return -1
+        paths = [path for path in Path(self.folder).glob("table-*.npz") if number(path) <= start]
+        if not paths:
+            return -1
+        newest = max(paths, key=number)
+        table.take(load(newest))
+        return number(newest)
+
+    def _keep(self, table: Table, step: int) -> None:
+        """Keep the games in progress, and note how the round went."""
+        if not self.folder:
+            return
+        folder = Path(self.folder)
+        paths = sorted(folder.glob("table-*.npz"), key=number)
+        for path in [path for path in paths if number(path) >= step] + paths[:-TABLES]:
+            path.unlink()
+        store(folder / f"table-{step:08}.npz", table.kept())
+        durable.append(folder / HEALTH, {"step": step, **table.health.told()})
+
+
+@contextmanager
+def playing(family: Any, precision: str) -> Iterator[Value]:
+    """The family as the one who plays: its guesses, in eval mode."""
+    product = family.product
+    was = product.training
+    product.eval()
+    try:
+        with autocast(next(product.parameters()).device, precision):
+            yield product.guess
+    finally:
+        product.train(was)
+
+
+def health(run: Path) -> list[dict[str, Any]]:
+    """What was noted of each round of a run; a step that was played twice counts as it was last."""
+    path = run / FOLDER / HEALTH
+    found = {line["step"]: line for line in durable.lines(path)} if path.exists() else {}
+    return [found[step] for step in sorted(found)]

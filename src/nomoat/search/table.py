@@ -1,0 +1,207 @@
+"""Games in lock-step, a move at a time: each position is searched, the moves are made, what has ended is learned from.
+
+    state_G -Trees, plan-> policy_GA, action_G -step-> ... over -> positions with the result; a new game takes its place
+
+Playout-cap randomisation (Wu 2019, arXiv:1902.10565): a share of the searches is full, with noise, and its policies
+are learned; the others are cheap, without noise, and only carry the game on. Where a search has proved the result of a
+position, that is its value, whatever came later.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nomoat.search.planning import plan
+from nomoat.search.replay import Positions
+from nomoat.search.selection import Gumbel
+from nomoat.search.tree import Trees
+
+if TYPE_CHECKING:
+    from nomoat.core.domain import Value
+    from nomoat.games.rules import Game
+
+    Array = np.ndarray[Any, Any]
+
+VARIETY_PLY = 8
+"""Opening variety is counted at this ply."""
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How games are played for learning.
+
+    Args:
+        simulations: of a full search.
+        cheap: of a cheap one.
+        full: share of the searches that are full.
+        rule: how edges are chosen.
+        openings: half of the games begin with 1 to so many moves at random, which are not learned.
+        mix: weight of the search's own value in what the value learns, beside how the game ended.
+    """
+
+    simulations: int = 32
+    cheap: int = 8
+    full: float = 0.5
+    rule: Gumbel = Gumbel()
+    openings: int = 6
+    mix: float = 0.25
+
+
+@dataclass
+class Health:
+    """What tells whether play is sound, counted over games that have ended."""
+
+    games: int = 0
+    plies: int = 0
+    first: int = 0
+    drawn: int = 0
+    entropy: float = 0.0
+    policies: int = 0
+    proved: int = 0
+    guesses: list[tuple[float, float]] = field(default_factory=list)
+    openings: Counter[int] = field(default_factory=Counter)
+
+    def told(self) -> dict[str, float]:
+        """As numbers for the journal; `calibration` is the mean gap between values and results, by fifths of value."""
+        games, policies = max(1, self.games), max(1, self.policies)
+        guessed = np.array(self.guesses or [(0.0, 0.0)])
+        fifth = np.clip(((guessed[:, 0] + 1) * 2.5).astype(int), 0, 4)
+        gaps = [
+            abs(guessed[fifth == k].mean(0) @ (1, -1)) * (fifth == k).mean() for k in range(5) if (fifth == k).any()
+        ]
+        return {
+            "games": self.games,
+            "plies": self.plies / games,
+            "first_wins": self.first / games,
+            "draws": self.drawn / games,
+            "policy_entropy": self.entropy / policies,
+            "openings": len(self.openings) / max(1, sum(self.openings.values())),
+            "proved": self.proved / policies,
+            "calibration": float(sum(gaps)),
+        }
+
+
+class Table:
+    """Games that are being played.
+
+    Args:
+        game: the rules.
+        count: G, how many at once.
+        manner: how.
+        chance: for the first openings.
+    """
+
+    def __init__(self, game: Game, count: int, manner: Manner, chance: np.random.Generator) -> None:
+        self.game, self.count, self.manner = game, count, manner
+        shape = (count, game.plies)
+        self.state = game.start(count)
+        self.length = np.zeros(count, np.int64)
+        self.states = np.zeros(shape, self.state.dtype)
+        self.policies = np.zeros((*shape, game.actions), np.float32)
+        self.masks, self.values, self.known = (np.zeros(shape, np.float32) for _ in range(3))
+        self.health = Health()
+        self._open(np.arange(count), chance)
+
+    def play(self, value: Value, moves: int, chance: np.random.Generator) -> Positions:
+        """Make so many moves in every game.
+
+        Args:
+            value: guesses of the one who plays both sides.
+            moves: in each game.
+            chance: for openings, noise, and which searches are full.
+
+        Returns:
+            the positions of the games that have ended.
+        """
+        done = [self._move(value, chance) for _ in range(moves)]
+        return {name: np.concatenate([each[name] for each in done]) for name in done[0]}
+
+    def kept(self) -> dict[str, Any]:
+        """All that is needed to go on, as arrays."""
+        most = int(self.length.max())
+        names = ("states", "policies", "masks", "values", "known")
+        arrays = {name: getattr(self, name)[:, :most] for name in names}
+        return {**arrays, "state": self.state, "length": self.length}
+
+    def take(self, kept: dict[str, Any]) -> None:
+        """Go on from what `kept` gave."""
+        for name in ("states", "policies", "masks", "values", "known"):
+            getattr(self, name)[:, : kept[name].shape[1]] = kept[name]
+        self.state, self.length = kept["state"], kept["length"]
+
+    def _move(self, value: Value, chance: np.random.Generator) -> Positions:
+        manner, rows = self.manner, np.arange(self.count)
+        full = chance.random(self.count) < manner.full
+        noise = chance.gumbel(size=(self.count, self.game.actions)).astype(np.float32)
+        policy = np.zeros((self.count, self.game.actions), np.float32)
+        action = np.zeros(self.count, np.int64)
+        root, known = np.zeros(self.count, np.float32), np.zeros(self.count, np.float32)
+        for chosen, simulations in ((full, manner.simulations), (~full, manner.cheap)):
+            if not chosen.any():
+                continue
+            trees = Trees(self.game, self.state[chosen], value, simulations + 1)
+            planned = plan(trees, manner.rule, simulations, noise[chosen] if chosen is full else None)
+            policy[chosen], action[chosen] = planned.policy_BA, planned.action_B
+            root[chosen], known[chosen] = planned.value_B, planned.known_B
+        self.states[rows, self.length], self.policies[rows, self.length] = self.state, policy
+        # Where the mover has lost whatever he does, there is no policy to learn.
+        lost = known * (1 - 2 * self.game.mover(self.state)) == -1
+        self.masks[rows, self.length], self.values[rows, self.length] = full & ~lost, root
+        self.known[rows, self.length] = known
+        self._count(policy[full], known)
+        self.length += 1
+        self.state = self.game.step(self.state, action)
+        over, result = self.game.outcome(self.state)
+        return self._ended(np.flatnonzero(over), result, chance)
+
+    def _ended(self, over: Array, result: Array, chance: np.random.Generator) -> Positions:
+        """What is learned from games that have ended; others begin in their places."""
+        mix, game, ply = self.manner.mix, *np.nonzero(np.arange(self.game.plies) < self.length[over, None])
+        at = (over[game], ply)
+        ended, root, known = result[at[0]], self.values[at], self.known[at]
+        value = np.where(np.isnan(known), (1 - mix) * ended + mix * root, known).astype(np.float32)
+        positions = {
+            "state": self.states[at],
+            "policy": self.policies[at],
+            "policy_mask": self.masks[at],
+            "value": value,
+        }
+        health = self.health
+        health.games, health.plies = health.games + len(over), health.plies + int(self.length[over].sum())
+        health.first, health.drawn = (
+            health.first + int((result[over] > 0).sum()),
+            health.drawn + int((result[over] == 0).sum()),
+        )
+        guessed = np.isnan(known)
+        health.guesses += list(zip(root[guessed].tolist(), ended[guessed].tolist(), strict=True))
+        self._open(over, chance)
+        return positions
+
+    def _count(self, policy: Array, known: Array) -> None:
+        """Note what the health panel shows of one move."""
+        health = self.health
+        health.entropy -= float((policy * np.log(np.maximum(policy, 1e-9))).sum())
+        health.policies, health.proved = health.policies + len(policy), health.proved + int((~np.isnan(known)).sum())
+        at = self.length == VARIETY_PLY
+        health.openings.update(self.game.key(self.state[at]).tolist())
+
+    def _open(self, games: Array, chance: np.random.Generator) -> None:
+        """New games in these places, half of them after a few moves at random."""
+        if not len(games):
+            return
+        state, game = self.game.start(len(games)), self.game
+        most = self.manner.openings
+        left = chance.integers(1, most + 1, len(games)) if most else np.zeros(len(games), int)
+        left *= chance.random(len(games)) < 0.5
+        while (left > 0).any():
+            rows = np.flatnonzero(left > 0)
+            legal = game.legal(state[rows])
+            after = game.step(state[rows], (legal * chance.random(legal.shape)).argmax(1))
+            over = game.outcome(after).over_B
+            state[rows[~over]] = after[~over]
+            left[rows] = np.where(over, 0, left[rows] - 1)
+        self.state[games], self.length[games] = state, 0
