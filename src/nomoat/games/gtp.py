@@ -32,8 +32,12 @@ COLOURS = ("black", "white")
 RESIGN = -1
 """In place of an action."""
 
-LIMIT = 1 << 20
+GNU_GO = "gnugo --mode gtp --chinese-rules --positional-superko --capture-all-dead --play-out-aftermath"
+"""GNU Go by the rules of Tromp and Taylor: without the last two it passes while dead stones lie there, which count."""
+
+LIMIT = 1 << 18
 """Bytes: a longer answer is none."""
+PIECE = 1 << 16
 LAST_WORDS = 2000
 """Bytes of its standard error that are kept."""
 QUOTED = 200
@@ -102,7 +106,7 @@ class Engine:
 
     def _listen(self) -> None:
         assert self._process.stdout is not None
-        while len(self._heard) <= LIMIT and (piece := self._process.stdout.read(LIMIT // 16)):
+        while len(self._heard) <= LIMIT and (piece := self._process.stdout.read(PIECE)):
             with self._news:
                 self._heard += piece.replace(b"\r", b"")
                 self._news.notify()
@@ -112,7 +116,7 @@ class Engine:
 
     def _listen_aside(self) -> None:
         assert self._process.stderr is not None
-        while piece := self._process.stderr.read(LIMIT // 16):
+        while piece := self._process.stderr.read(PIECE):
             self._errors = (self._errors + piece)[-LAST_WORDS:]
 
     def ask(self, command: str, seconds: float | None = None) -> str:

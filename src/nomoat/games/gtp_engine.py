@@ -127,7 +127,7 @@ class Table:
 
     def boardsize(self, size: str) -> str:
         """Only the game's own."""
-        if _number(size) != board_size(self.game):
+        if _number(size, int) != board_size(self.game):
             raise _RefusedError("unacceptable size")
         return self.clear_board()
 
@@ -188,7 +188,7 @@ class Table:
     def fixed_handicap(self, count: str) -> str:
         """Stones at the usual places, which are the answer."""
         self._check_empty()
-        places = fixed_places(board_size(self.game), int(_number(count)))
+        places = fixed_places(board_size(self.game), int(_number(count, int)))
         self.set_free_handicap(*places)
         return " ".join(places)
 
@@ -255,9 +255,10 @@ def _colour(text: str) -> int:
     raise _RefusedError("syntax error")
 
 
-def _number(text: str) -> float:
+def _number(text: str, kind: type[float] = float) -> float:
+    """A number of the protocol's kinds, `int` or `float`."""
     try:
-        number = float(text)
+        number = kind(text)
     except ValueError:
         number = math.nan
     if not math.isfinite(number):

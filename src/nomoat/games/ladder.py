@@ -133,7 +133,8 @@ def ratings(wins_RXX: Array, anchor: int, added: float = ADDED) -> Array:
     rating_RX = np.zeros(wins_RXX.shape[:2])
     for _ in range(ROUNDS):
         chance_RXX = 1 / (1 + np.exp(rating_RX[:, None, :] - rating_RX[:, :, None]))
-        slope_RX = (wins_RXX - games_RXX * chance_RXX).sum(2)
+        missed_RXX = wins_RXX * chance_RXX.swapaxes(1, 2)  # not 1 - chance, which is rounded to 0
+        slope_RX = (missed_RXX - missed_RXX.swapaxes(1, 2)).sum(2)
         weight_RXX = games_RXX * chance_RXX * chance_RXX.swapaxes(1, 2)
         curve_RXX = weight_RXX.sum(2)[:, :, None] * np.eye(len(others)) - weight_RXX
         step_RY1 = np.linalg.solve(curve_RXX[:, others][:, :, others], slope_RX[:, others, None])

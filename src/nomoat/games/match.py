@@ -85,9 +85,8 @@ class EnginePlayer:
     wrong is ended, and started anew when it is next asked.
 
     Args:
-        command: the program and its arguments.
-        game: the rules, which must be the program's too: of GNU Go and Go by area, `--chinese-rules
-            --positional-superko --capture-all-dead --play-out-aftermath`.
+        command: the program and its arguments, such as `gtp.GNU_GO`.
+        game: the rules, which must be the program's too.
         processes: how many.
         seconds: within which each answer must be there.
         name: as matches call it; the command if empty.
