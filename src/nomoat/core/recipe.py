@@ -305,7 +305,8 @@ def find(name: str | Path, kind: type = Recipe) -> Any:
     """
     path = Path(name)
     if path.suffix == ".py":
-        return _recipe_of(_module_at(path), str(path), kind)
+        fix = "a recipe is a name (`nomoat train --help`) or a .py file"
+        return _recipe_of(module_at(path, fix), str(path), kind)
     known = [listed.name for listed in listing(kind=kind.__name__)]
     stem = str(name).replace("-", "_")
     if stem not in known:
@@ -316,9 +317,18 @@ def find(name: str | Path, kind: type = Recipe) -> Any:
     return _recipe_of(import_module(f"{PACKAGE}.{stem}"), stem, kind)
 
 
-def _module_at(path: Path) -> Any:
+def module_at(path: Path, fix: str) -> Any:
+    """Run a user's .py file.
+
+    Args:
+        path: of the file.
+        fix: what else could be given, where there is no such file.
+
+    Raises:
+        ConfigError: there is none. What the file itself raises is not caught.
+    """
     if not path.is_file():
-        raise ConfigError(f"there is no file {path}", "", "a recipe is a name (`nomoat train --help`) or a .py file")
+        raise ConfigError(f"there is no file {path}", "", fix)
     # A name of its own per file, so that what the file defines can be found again while this process lives.
     name = f"recipe_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
     spec = util.spec_from_file_location(name, path)

@@ -1,0 +1,294 @@
+"""Go by the rules of Tromp and Taylor: area counts, no position may come again, two passes end the game.
+
+    board, chain: [B, M] cells with an edge -step-> a stone joins chains, and takes those whose liberties are gone
+        -> liberties of each chain by one bincount -> legal moves -> less those whose position was there before (hashes)
+
+A chain has the name of one of its cells; chains only join or vanish, so that no group is ever searched for. The
+liberties that are counted are pseudo-liberties, an empty point once for each stone beside it: a chain is in atari at p
+exactly when it has as many as it has stones beside p. Rules: https://tromp.github.io/go.html; hashes: Zobrist 1970.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from nomoat.core.domain import Outcome
+from nomoat.core.errors import ConfigError
+from nomoat.games import board
+
+if TYPE_CHECKING:
+    from nomoat.core.domain import States
+    from nomoat.games.rules import Array
+
+EMPTY, EDGE = 0, 3
+"""On a board; 1 and 2 are the first and the second player's stones, so that 3 less a colour is the other one."""
+LETTERS = "ABCDEFGHJKLMNOPQRST"
+
+
+class _Layout(NamedTuple):
+    """What depends on the size alone.
+
+    Args:
+        dtype: of states. `board` and `chain` (its name; 0: none) of each cell; `lost`: bits 1 and 2, whether a stone
+            of that colour was ever taken there; `hash` of the stones; `past`: hashes after each ply.
+        cell_A: the cell of each action in flat memory; of a pass 0.
+        beside_4: from a cell to its neighbours.
+        stone_3M: a random number for each colour and cell; 0 for a pass.
+        legal_A: a random number for each action that is legal.
+        turn: one for the second player's move.
+        passed: one for a pass before.
+    """
+
+    dtype: np.dtype[Any]
+    cell_A: Array
+    beside_4: Array
+    stone_3M: Array
+    legal_A: Array
+    turn: np.uint64
+    passed: np.uint64
+
+
+@cache
+def _layout(size: int) -> _Layout:
+    cells, actions, below = (board.cells(size),), (size * size + 1,), board.width(size)
+    fields: list[Any] = [("board", "i1", cells), ("chain", "i2", cells), ("lost", "u1", cells), ("legal", "?", actions)]
+    fields += [("hash", "u8"), ("past", "u8", (3 * size * size,)), ("ply", "u2"), ("passes", "u1"), ("result", "i1")]
+    numbers = np.random.default_rng(size).integers(0, 2**64, (5, *cells), np.uint64)
+    numbers[:3, 0] = 0
+    cell_A = np.append(board.inside(size), 0)
+    beside_4 = np.array([-below, -1, 1, below])
+    dtype = np.dtype(fields, align=True)
+    return _Layout(dtype, cell_A, beside_4, numbers[:3], numbers[3, cell_A], numbers[4, 0], numbers[4, 1])
+
+
+@dataclass(frozen=True)
+class Go:
+    """The rules. Actions go row by row from the corner above and left; the last is the pass.
+
+    - A stone takes the other's chains that it leaves without liberties. Suicide is illegal.
+    - Positional superko: a stone may not bring back any earlier position of the whole board, whoever moved then. A pass
+      is always legal, and repeats nothing.
+    - Two passes in a row end the game, and so do 3 * size * size plies. All stones count as alive: a side has its
+      stones and the empty points from which only they are reached; the second player has the komi as well.
+
+    `observe` gives 6 planes: the mover's stones; the other's; the points where a stone is legal; ones where the last ply
+    was a pass; ones where the first player moves; ones where the second does. It does not tell the number of plies.
+
+    Args:
+        size: of the board, 5 to 19.
+        komi: points for the second player; a whole number makes draws possible.
+
+    Raises:
+        ConfigError: no such board, or a komi that is no number.
+    """
+
+    size: int = 9
+    komi: float = 7.5
+
+    players: ClassVar[int] = 2
+    symmetries: ClassVar[int] = 8
+
+    def __post_init__(self) -> None:
+        if self.size not in range(5, 20):
+            raise ConfigError(f"go cannot be played on a board of {self.size}", fix="take a size from 5 to 19")
+        if not math.isfinite(self.komi):
+            raise ConfigError(f"komi cannot be {self.komi}", fix="7.5 is usual")
+
+    @property
+    def name(self) -> str:
+        """`go:9`, with the komi (`go:9@6.5`) where it is not 7.5."""
+        return f"go:{self.size}" + (f"@{self.komi:g}" if self.komi != 7.5 else "")
+
+    @property
+    def actions(self) -> int:
+        """The points and the pass."""
+        return self.size**2 + 1
+
+    @property
+    def planes(self) -> tuple[int, int, int]:
+        """See the class."""
+        return 6, self.size, self.size
+
+    @property
+    def plies(self) -> int:
+        """After so many the game is scored as it stands."""
+        return 3 * self.size**2
+
+    def start(self, count: int) -> States:
+        """Empty boards."""
+        state_B = np.zeros(count, _layout(self.size).dtype)
+        state_B["board"] = EDGE
+        state_B["board"][:, board.inside(self.size)] = EMPTY
+        state_B["legal"] = True
+        return state_B
+
+    def mover(self, state_B: States) -> Array:
+        """Who moves, int8 [B]; they take turns."""
+        return (state_B["ply"] & 1).astype(np.int8)
+
+    def legal(self, state_B: States) -> Array:
+        """Bool [B, A]; they were found when the states were made."""
+        return state_B["legal"].copy()
+
+    def step(self, state_B: States, action_B: Array) -> States:
+        """The states after stones or passes: chains are joined and taken, and the next mover's moves are found."""
+        layout = _layout(self.size)
+        new_B, row_B1 = state_B.copy(), np.arange(len(state_B))[:, None]
+        board_BM, chain_BM = np.ascontiguousarray(new_B["board"]), np.ascontiguousarray(new_B["chain"])
+        cell_B1 = layout.cell_A[action_B][:, None]
+        own_B1 = 1 + (new_B["ply"] & 1).astype(np.int8)[:, None]
+        near_B4 = cell_B1 + layout.beside_4
+        stone_B4, name_B4 = board_BM[row_B1, near_B4], chain_BM[row_B1, near_B4]
+        board_BM[row_B1, cell_B1] = np.where(cell_B1, own_B1, EDGE)
+        chain_BM[row_B1, cell_B1] = cell_B1
+        joined_BM = _in_chains(chain_BM, np.where(stone_B4 == own_B1, name_B4, -1))
+        np.copyto(chain_BM, cell_B1.astype(np.int16), where=joined_BM)
+        new_B["hash"] ^= layout.stone_3M[own_B1, cell_B1][:, 0]
+        left_BM = self._liberties(board_BM, chain_BM)
+        takes_B4 = (stone_B4 == 3 - own_B1) & (left_BM[row_B1, near_B4] == 0)
+        if (row_K := np.flatnonzero(takes_B4.any(1))).size:
+            gone_KM = _in_chains(chain_BM[row_K], np.where(takes_B4, name_B4, -1)[row_K])
+            colour_K1 = 3 - own_B1[row_K]
+            new_B["hash"][row_K] ^= self._hashed(gone_KM, colour_K1)
+            new_B["lost"][row_K] |= gone_KM * colour_K1.astype(np.uint8)
+            board_BM[row_K] *= ~gone_KM
+            chain_BM[row_K] *= ~gone_KM
+            left_BM[row_K] = self._liberties(board_BM[row_K], chain_BM[row_K])
+        new_B["past"][row_B1[:, 0], np.minimum(new_B["ply"], self.plies - 1)] = new_B["hash"]
+        new_B["board"], new_B["chain"] = board_BM, chain_BM
+        new_B["ply"] += 1
+        new_B["passes"] = np.where(cell_B1[:, 0], 0, new_B["passes"] + 1)
+        new_B["legal"][:, :-1] = self._moves(new_B, board_BM, chain_BM, left_BM)
+        over_B = (new_B["passes"] == 2) | (new_B["ply"] >= self.plies)
+        if (row_K := np.flatnonzero(over_B)).size:
+            new_B["legal"][row_K] = False
+            new_B["result"][row_K] = np.sign(self._lead(board_BM[row_K]) - self.komi)
+        return new_B
+
+    def _beside(self, flat: Array) -> list[Array]:
+        """The four neighbours of all cells of a batch but those of the first and last edge row; views."""
+        below = board.width(self.size)
+        return [flat[below + way : len(flat) - below + way] for way in (-below, -1, 1, below)]
+
+    def _liberties(self, board_BM: Array, chain_BM: Array) -> Array:
+        """Pseudo-liberties of the chain at each cell, int16 [B, M]; where there is no stone: anything."""
+        count, cells = board_BM.shape
+        empty = (board_BM == EMPTY).ravel().view(np.int8)
+        near = np.zeros(empty.shape, np.int8)
+        above, left, right, below = self._beside(empty)
+        near[self.size + 1 : -self.size - 1] = above + left + right + below
+        name = (chain_BM + (np.arange(count) * cells)[:, None]).ravel()
+        return np.bincount(name, near, count * cells).astype(np.int16)[name].reshape(count, cells)
+
+    def _moves(self, state_B: States, board_BM: Array, chain_BM: Array, left_BM: Array) -> Array:
+        """Bool [B, size * size]: where the next mover may put a stone."""
+        own_B1 = 1 + (state_B["ply"] & 1).astype(np.int8)[:, None]
+        empty_BM, own_BM = board_BM == EMPTY, board_BM == own_B1
+        stone_BM = own_BM | (board_BM == 3 - own_B1)
+        name_4, left_4 = self._beside(chain_BM.ravel()), self._beside(left_BM.ravel())
+        free = np.zeros(name_4[0].shape, bool)
+        for way, (empty, own, stone) in enumerate(
+            zip(*(self._beside(each.ravel()) for each in (empty_BM, own_BM, stone_BM)), strict=True)
+        ):
+            touches = sum((name_4[way] == name).view(np.int8) for name in name_4)
+            # An empty point, an own chain that keeps a liberty, or one of the other's that has no other liberty.
+            free |= empty | (stone & (own ^ (left_4[way] == touches)))
+        move_BM = np.zeros_like(empty_BM)
+        move_BM.ravel()[self.size + 1 : -self.size - 1] = free
+        move_BM &= empty_BM
+        # A stone can only bring back what was there before where one of its colour was taken.
+        row_K, cell_K = np.nonzero(move_BM & (state_B["lost"] & own_B1.view(np.uint8)).astype(bool))
+        if row_K.size:
+            again_K = self._repeats(state_B, board_BM, chain_BM, left_BM, row_K, cell_K)
+            move_BM[row_K[again_K], cell_K[again_K]] = False
+        return move_BM[:, board.inside(self.size)]
+
+    def _repeats(
+        self, state_B: States, board_BM: Array, chain_BM: Array, left_BM: Array, row_K: Array, cell_K: Array
+    ) -> Array:
+        """Whether stones of the next mover at these cells of these rows would bring back an earlier position."""
+        layout = _layout(self.size)
+        own_K1 = 1 + (state_B["ply"][row_K] & 1).astype(np.int8)[:, None]
+        row_K1, near_K4 = row_K[:, None], cell_K[:, None] + layout.beside_4
+        name_K4 = chain_BM[row_K1, near_K4]
+        touches_K4 = (name_K4[:, :, None] == name_K4[:, None]).sum(2)
+        takes_K4 = (board_BM[row_K1, near_K4] == 3 - own_K1) & (left_BM[row_K1, near_K4] == touches_K4)
+        hash_K = state_B["hash"][row_K] ^ layout.stone_3M[own_K1[:, 0], cell_K]
+        if (take_J := np.flatnonzero(takes_K4.any(1))).size:
+            gone_JM = _in_chains(chain_BM[row_K[take_J]], np.where(takes_K4, name_K4, -1)[take_J])
+            hash_K[take_J] ^= self._hashed(gone_JM, 3 - own_K1[take_J])
+        past_KT = state_B["past"][:, : state_B["ply"].max()][row_K]
+        return (past_KT == hash_K[:, None]).any(1)
+
+    def _hashed(self, stone_KM: Array, colour_K1: Array) -> Array:
+        """The hash of some stones of one colour in each row."""
+        number_KM = _layout(self.size).stone_3M[colour_K1[:, 0]]
+        return np.bitwise_xor.reduce(np.where(stone_KM, number_KM, np.uint64(0)), axis=1)
+
+    def _lead(self, board_KM: Array) -> Array:
+        """The first player's area less the second's, before komi."""
+        reached, empty = np.concatenate((board_KM == 1, board_KM == 2)).ravel(), np.tile(board_KM == EMPTY, (2, 1))
+        inner, empty = slice(self.size + 1, -self.size - 1), empty.ravel()
+        before = -1
+        while before != (before := int(np.count_nonzero(reached))):
+            above, left, right, below = self._beside(reached)
+            reached[inner] |= (above | left | right | below) & empty[inner]
+        first_KM, second_KM = reached.reshape(2, *board_KM.shape)
+        return first_KM.sum(1) - second_KM.sum(1)  # what both reach is in both
+
+    def outcome(self, state_B: States) -> Outcome:
+        """Two passes, or too many plies; then by area."""
+        over_B = (state_B["passes"] == 2) | (state_B["ply"] >= self.plies)
+        return Outcome(over_B, state_B["result"].astype(np.float32))
+
+    def key(self, state_B: States) -> Array:
+        """Of the stones, the moves that are legal, who moves and whether the last ply was a pass."""
+        layout = _layout(self.size)
+        turn_B = (state_B["ply"] & 1) * layout.turn + (state_B["passes"] == 1) * layout.passed
+        return (state_B["hash"] ^ state_B["legal"] @ layout.legal_A) + turn_B
+
+    def observe(self, state_B: States) -> Array:
+        """Float32 [B, 6, Y, X]; see the class."""
+        stone_BN, second_B1 = state_B["board"][:, board.inside(self.size)], (state_B["ply"] & 1)[:, None]
+        seen = np.zeros((len(state_B), 6, self.size**2), np.float32)
+        seen[:, 0], seen[:, 1] = stone_BN == 1 + second_B1, stone_BN == 2 - second_B1
+        seen[:, 2], seen[:, 3] = state_B["legal"][:, :-1], state_B["passes"][:, None] == 1
+        seen[:, 4], seen[:, 5] = 1 - second_B1, second_B1
+        return seen.reshape(-1, *self.planes)
+
+    def turned(self, planes_BCYX: Array, policy_BA: Array, number_B: Array) -> tuple[Array, Array]:
+        """The eight symmetries of the square; a pass stays."""
+        return board.turned(planes_BCYX, policy_BA, number_B)
+
+    @property
+    def _names(self) -> board.Names:
+        return board.Names(self.name, self.size, LETTERS, rising=True, passes=True)
+
+    def spell(self, action: int) -> str:
+        """The point's name (`D4`: column D, fourth row from below), or `pass`."""
+        return self._names.spell(action)
+
+    def parse(self, text: str) -> int:
+        """The point of a name, or the pass.
+
+        Raises:
+            ConfigError: it is neither.
+        """
+        return self._names.parse(text)
+
+    def show(self, state: Any) -> str:
+        """`X` is the first player, black, `O` the second."""
+        return self._names.show(np.array([".", "X", "O"])[state["board"][board.inside(self.size)]])
+
+
+def _in_chains(chain_KM: Array, name_K4: Array) -> Array:
+    """Where cells belong to one of four chains; -1 is no chain."""
+    found_KM = chain_KM == name_K4[:, :1]
+    for side in range(1, 4):
+        found_KM |= chain_KM == name_K4[:, side : side + 1]
+    return found_KM
