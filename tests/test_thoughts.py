@@ -14,7 +14,7 @@ from nomoat.families.lm import LM
 from nomoat.nn.backbone import Backbone
 from nomoat.sampling.tokens import SamplingOptions
 from nomoat.search.planning import Effort
-from nomoat.search.thoughts import Piece, beam, best_of, dvts, particles, think, tree_of_thoughts, voted
+from nomoat.search.thoughts import Piece, Question, beam, best_of, dvts, particles, think, tree_of_thoughts, voted
 from nomoat.search.writers import Forcing, ModelWriter
 
 LENGTH = 6
@@ -47,7 +47,7 @@ def all_a(problem, candidates) -> list[Verdict]:
 
 
 def solved(strategy) -> float:
-    found = think([0] * 30, ["x"] * 30, Letters(), strategy, Effort(nodes=10**6), share, all_a)
+    found = think([Question("x")] * 30, Letters(), strategy, Effort(nodes=10**6), share, all_a)
     return float(np.mean([each.best is not None and each.best.right == 1 for each in found]))
 
 
@@ -83,8 +83,8 @@ def test_the_way_back_is_taken_when_what_is_at_hand_is_worse() -> None:
     def right(problem, candidates) -> list[Verdict]:
         return [Verdict(float(text == "aaa")) for text in candidates]
 
-    back = think([0], ["x"], Two(), tree_of_thoughts(1, 2), Effort(nodes=20), trap, right)[0]
-    forward = think([0], ["x"], Two(), beam(1, 2), Effort(nodes=20), trap, right)[0]
+    back = think([Question("x")], Two(), tree_of_thoughts(1, 2), Effort(nodes=20), trap, right)[0]
+    forward = think([Question("x")], Two(), beam(1, 2), Effort(nodes=20), trap, right)[0]
     assert (back.best.text, back.best.right) == ("aaa", 1.0)
     assert forward.best.right == 0.0
     assert back.usage.nodes > forward.usage.nodes
@@ -101,8 +101,8 @@ def test_votes_go_to_what_most_agree_on_and_scores_weigh() -> None:
     def last(text: str) -> str:
         return text[-1]
 
-    plain = think([0], ["x"], Three(), voted(10), Effort(nodes=99), answer=last)[0]
-    weighted = think([0], ["x"], Three(), voted(10), Effort(nodes=99), nine, answer=last)[0]
+    plain = think([Question("x")], Three(), voted(10), Effort(nodes=99), answer=last)[0]
+    weighted = think([Question("x")], Three(), voted(10), Effort(nodes=99), nine, answer=last)[0]
     assert plain.best.text == "so: 7"
     assert weighted.best.text == "so: 9"
     assert len(plain.done) == 10
@@ -110,25 +110,25 @@ def test_votes_go_to_what_most_agree_on_and_scores_weigh() -> None:
 
 def test_all_problems_go_in_lock_step_and_what_they_take_is_counted() -> None:
     writer = Letters()
-    found = think([0, 1, 2], ["x"] * 3, writer, beam(2, 3), Effort(nodes=10**6), share, all_a)
+    found = think([Question("x")] * 3, writer, beam(2, 3), Effort(nodes=10**6), share, all_a)
     assert writer.calls == [3 * 2 * 3] * LENGTH
     for each in found:
         assert each.usage.nodes == each.usage.tokens == 6 * LENGTH
         assert each.usage.evaluations == each.usage.nodes + len(each.done)
-    again = think([0, 1, 2], ["x"] * 3, Letters(), beam(2, 3), Effort(nodes=10**6), share, all_a)
+    again = think([Question("x")] * 3, Letters(), beam(2, 3), Effort(nodes=10**6), share, all_a)
     assert [each.best.text for each in found] == [each.best.text for each in again]
 
 
 @pytest.mark.parametrize("effort", [Effort(nodes=8), Effort(tokens=8), Effort(evaluations=8)])
 def test_what_is_spent_up_is_not_gone_on_with(effort: Effort) -> None:
-    found = think([0], ["x"], Letters(), beam(2, 3), effort, share, all_a)[0]
+    found = think([Question("x")], Letters(), beam(2, 3), effort, share, all_a)[0]
     assert found.best is None
     assert found.usage.nodes == 12  # the turn in which it was spent up is the last
-    assert think([0], ["x"], Letters(), beam(2, 3), Effort(seconds=1e-9), share)[0].usage.nodes == 6
+    assert think([Question("x")], Letters(), beam(2, 3), Effort(seconds=1e-9), share)[0].usage.nodes == 6
 
 
 def test_groups_do_not_compete() -> None:
-    found = think([0], ["x"], Letters(), dvts(5, 2), Effort(nodes=10**6), share)[0]
+    found = think([Question("x")], Letters(), dvts(5, 2), Effort(nodes=10**6), share)[0]
     assert sorted(each.group for each in found.done) == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
 
 

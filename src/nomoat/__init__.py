@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from nomoat.licensing import licence
     from nomoat.preferring import prefer
     from nomoat.quantising import quantize
+    from nomoat.selfplaying import selfplay
     from nomoat.synthesising import synth
     from nomoat.teachers import open_teacher
     from nomoat.tuning import tune
@@ -48,7 +49,7 @@ __version__ = "0.1.0"
 __all__ = [
     "arena", "chat", "compose", "control", "distil", "doctor", "draw", "evaluate", "export", "generate",
     "import_model", "judge", "licence", "load", "make", "open_teacher", "plan", "prefer", "pull", "quantize",
-    "resume", "runs", "serve", "surprise", "synth", "train", "tune",
+    "resume", "runs", "selfplay", "serve", "surprise", "synth", "train", "tune",
 ]  # fmt: skip
 _HOMES = {
     "arena": "nomoat.judging",
@@ -61,6 +62,7 @@ _HOMES = {
     "open_teacher": "nomoat.teachers",
     "prefer": "nomoat.preferring",
     "quantize": "nomoat.quantising",
+    "selfplay": "nomoat.selfplaying",
     "synth": "nomoat.synthesising",
     "tune": "nomoat.tuning",
 }

@@ -46,12 +46,19 @@ def glimpsing(run: Run, watch: Callable[[Mapping[str, Any]], None] | None) -> Ca
         seen += 1
         start = time.perf_counter()
         if seen == 1 or spent <= SAMPLING_SHARE * (start - began):
-            told = sheet(run, int(event.get("step") or 0)) if hasattr(run.recipe.product, "size") else written(run)
+            told = shown(run, int(event.get("step") or 0))
             spent += time.perf_counter() - start
             if told:
                 run.note("sample", step=event.get("step"), prompt="", **told)
 
     return watching
+
+
+def shown(run: Run, step: int) -> dict[str, str]:
+    """What there is to see of the last checkpoint: pictures, a few games, or text."""
+    if hasattr(run.recipe.product, "game"):
+        return {"text": live(run)}
+    return sheet(run, step) if hasattr(run.recipe.product, "size") else written(run)
 
 
 def written(run: Run) -> dict[str, str]:
@@ -102,3 +109,21 @@ def sample(run: Run) -> str:
     if not hasattr(model, "decode") or not spelling.exists():
         return ""
     return "".join(continue_text(model, tokenizer.load(spelling), "", OPTIONS))[:SHOWN_CHARACTERS]
+
+
+def live(run: Run) -> str:
+    """How the player of the last checkpoint fares, in a line: a few quick games, and the health of its self-play."""
+    from nomoat.games.match import Player, Random, match
+    from nomoat.search.players import Searcher, playouts
+    from nomoat.search.selfplay import health, panel, playing
+
+    with torch.random.fork_rng(devices=[]):
+        family: Any = runs.load(run)
+    game = family.config.game
+    told = []
+    with playing(family, "fp32") as guess:
+        others: list[Player] = [Random(game, 1), playouts(game, 50, 1)]
+        for other in others:
+            won, drawn, lost = match(game, Searcher(game, guess, 0), other, 20, seed=1, openings=2).counts()
+            told.append(f"{won}-{drawn}-{lost} against {other.name}")
+    return "raw policy " + ", ".join(told) + "".join(f"; {panel(each)}" for each in health(run.path)[-1:])

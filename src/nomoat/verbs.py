@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nomoat import controlling, distilling, licensing, making, picture_plan, picturing, tuning
+from nomoat import controlling, distilling, licensing, making, picture_plan, picturing, selfplaying, tuning
 from nomoat.core import run as _run
 from nomoat.core import runs as _runs
 from nomoat.core.config import override
@@ -146,9 +146,8 @@ def resume(run: Run | Path | str, device: str = "auto", watch: Watch | None = No
         CheckpointError: no checkpoint is good.
         StoppedError: Ctrl-C.
     """
-    opened = Run.open(run)
     _checked(device)
-    if absent := getattr(opened.recipe.data, "absent", None):
+    if absent := getattr((opened := Run.open(run)).recipe.data, "absent", None):
         raise RunError(f"{opened.name} was never trained here", absent, "generate, evaluate or export it")
     begun_by = (
         (making.is_made, making.made),
@@ -156,6 +155,7 @@ def resume(run: Run | Path | str, device: str = "auto", watch: Watch | None = No
         (distilling.is_distilled, distilling.ended),
         (picturing.is_drawn, picturing.drawn),
         (controlling.is_controlled, controlling.controlled),
+        (selfplaying.is_player, selfplaying.played),
     )
     ends = next((ends for did, ends in begun_by if did(opened)), making.trained)
     if opened.status == "done" and (ends is making.trained or opened.read_json("report.json")):

@@ -137,7 +137,7 @@ class Othello:
         turns_BM = self._turns(own_BM.ravel(), other_BM.ravel(), stone_BM.ravel()).reshape(own_BM.shape)
         own_BM, other_BM = other_BM & ~turns_BM, own_BM | turns_BM | stone_BM
         move_BN = self._moves(own_BM, other_BM)
-        stuck_B = ~move_BN.any(1)
+        stuck_B = np.asarray(~move_BN.any(1))
         over_B = stuck_B.copy()
         if (row_K := np.flatnonzero(stuck_B)).size:
             over_B[row_K] = ~self._moves(other_BM[row_K], own_BM[row_K]).any(1)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 MOST = 2_000_000
+"""Positions that are tried, unless it is said otherwise."""
 
 
 class Proof(NamedTuple):
@@ -37,15 +38,16 @@ class Proof(NamedTuple):
     example: Any
 
 
-def prove(game: Game, choose: Callable[[States], Array]) -> Proof:
+def prove(game: Game, choose: Callable[[States], Array], most: int = MOST) -> Proof:
     """Play both colours against every line of play.
 
     Args:
         game: a small one.
         choose: the player: actions [B] for states [B], the same for the same states.
+        most: positions that are tried.
 
     Raises:
-        ConfigError: there are more than two million positions.
+        ConfigError: there are more positions than that.
     """
     moved, lost, example = 0, 0, None
     for colour in (0, 1):
@@ -68,6 +70,6 @@ def prove(game: Game, choose: Callable[[States], Array]) -> Proof:
             lost += len(beaten)
             example = state[beaten[0]] if len(beaten) and example is None else example
             state = state[~over]
-            if len(seen) > MOST:
-                raise ConfigError(f"{game.name} is too large to try everything", f"more than {MOST:,} positions")
+            if len(seen) > most:
+                raise ConfigError(f"{game.name} is too large to try everything", f"more than {most:,} positions")
     return Proof(moved, lost, example)

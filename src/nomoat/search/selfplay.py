@@ -9,7 +9,7 @@ the newest weights that it finds; no game that ended is lost, but no two runs ar
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -182,3 +182,18 @@ def health(run: Path) -> list[dict[str, Any]]:
     path = run / FOLDER / HEALTH
     found = {line["step"]: line for line in durable.lines(path)} if path.exists() else {}
     return [found[step] for step in sorted(found)]
+
+
+def panel(health: Mapping[str, Any]) -> str:
+    """A round's health in one line, with what is amiss."""
+    told = (
+        f"{health['plies']:.0f} plies a game, the first wins {health['first_wins']:.0%}, draws {health['draws']:.0%}, "
+        f"policy entropy {health['policy_entropy']:.2f} nats, {health['openings']:.0%} of the openings differ, "
+        f"{health['proved']:.0%} of the searches proved, values off by {health['calibration']:.2f}"
+    )
+    amiss = []
+    if health["openings"] < 0.1:
+        amiss.append("it plays the same openings over and over: raise data.manner.openings")
+    if health["policy_entropy"] < 0.05:
+        amiss.append("its searches hardly look at more than one move: lower data.manner.rule.scale")
+    return "; ".join([told, *amiss])

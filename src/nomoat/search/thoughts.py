@@ -42,6 +42,18 @@ class Piece(NamedTuple):
     done: bool
 
 
+class Question(NamedTuple):
+    """A problem.
+
+    Args:
+        prompt: with which its texts begin.
+        given: what the verifier is told of it.
+    """
+
+    prompt: str
+    given: Any = None
+
+
 class Writer(Protocol):
     """Goes on with texts, each by chance of its own.
 
@@ -179,8 +191,7 @@ class Thinking:
 
 
 def think(
-    problems: Sequence[Any],
-    prompts: Sequence[str],
+    questions: Sequence[Question],
     writer: Writer,
     strategy: Strategy,
     effort: Effort,
@@ -189,31 +200,29 @@ def think(
     answer: Callable[[str], str] = str.strip,
     seed: int = 0,
 ) -> list[Thinking]:
-    """Answer all problems.
+    """Answer all questions.
 
     Args:
-        problems: as the verifier knows them.
-        prompts: the same for the writer.
+        questions: all go in lock-step.
         writer: goes on with texts.
         strategy: what is kept.
-        effort: of each problem; what is written when it is spent up is not finished.
+        effort: of each question; what is not finished when it is spent up is lost.
         assess: how promising a text is; None: by its mean log-probability a token.
         verify: chooses among finished answers; None: their scores do.
         answer: what of a text is voted on.
-        seed: of the writer's chance.
+        seed: of all chance.
     """
     began, chance = time.perf_counter(), np.random.default_rng(seed)
-    usages = [Usage() for _ in problems]
-    done: list[list[Thought]] = [[] for _ in problems]
+    usages = [Usage() for _ in questions]
+    done: list[list[Thought]] = [[] for _ in questions]
     begun = [group for group in range(strategy.groups) for _ in range(strategy.width)]
-    live = [Thought(number, group=group) for number in range(len(problems)) for group in begun]
+    live = [Thought(number, group=group) for number in range(len(questions)) for group in begun]
     left: list[Thought] = []
     turn = 0
     while live:
         parents = [each for each in live for _ in range(strategy.expand)]
-        pieces = writer(
-            [prompts[each.problem] for each in parents], [each.text for each in parents], strategy.whole, seed + turn
-        )
+        prompts = [questions[each.problem].prompt for each in parents]
+        pieces = writer(prompts, [each.text for each in parents], strategy.whole, seed + turn)
         children = [parent.with_piece(piece) for parent, piece in zip(parents, pieces, strict=True)]
         _score(children, prompts, assess, usages)
         seconds = time.perf_counter() - began
@@ -227,8 +236,8 @@ def think(
         live = [each for each in live if usages[each.problem].within(effort)]
         turn += 1
     return [
-        _chosen(problem, done[number], usages[number], strategy, verify, answer)
-        for number, problem in enumerate(problems)
+        _chosen(question.given, done[number], usages[number], strategy, verify, answer)
+        for number, question in enumerate(questions)
     ]
 
 
@@ -238,7 +247,7 @@ def _score(children: list[Thought], prompts: Sequence[str], assess: Assess | Non
         for child in children:
             child.score = float(np.exp(child.logprob / max(1, child.tokens)))
         return
-    scores = assess([prompts[each.problem] for each in children], [each.text for each in children])
+    scores = assess(prompts, [each.text for each in children])
     for child, score in zip(children, scores, strict=True):
         child.score, child.assessed = float(score), True
         usages[child.problem].evaluations += 1
