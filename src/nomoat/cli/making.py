@@ -154,6 +154,10 @@ DRAWS = """  nomoat draw last "..." --n 16   pictures from it
   nomoat evaluate last            its report card once more
   nomoat runs                     all models so far"""
 
+PLAYS = """  nomoat play last                a game against it
+  nomoat play last --gtp          be an engine for other programs
+  nomoat runs                     all models so far"""
+
 
 def ended(output: Output, run: Run) -> None:
     """The last words: the report or the figure, where the card is, and what to type next."""
@@ -168,6 +172,6 @@ Its card:   {run.path / "card.md"}
 
 What to type next:
 """
-    text += DRAWS if (run.path / "sheet.png").exists() else WRITES
+    text += PLAYS if (run.path / "player.json").exists() else DRAWS if (run.path / "sheet.png").exists() else WRITES
     card = run.read_json("card.json") or {}
     output.result({"run": run.path.resolve(), "status": run.status, "card": card}, text.strip("\n"))
