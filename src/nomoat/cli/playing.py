@@ -6,7 +6,7 @@ run -> nomoat.playing.seated -> board, your move, its move and what it thinks   
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -34,7 +34,7 @@ HELP = "a move, or: hint, undo, quit"
 @options.device
 @options.as_json
 @click.pass_obj
-def play(  # noqa: PLR0913 - what the user may say of one game; each is asked for by name
+def play(
     output: Output,
     model: str,
     simulations: int,
@@ -42,10 +42,8 @@ def play(  # noqa: PLR0913 - what the user may say of one game; each is asked fo
     second: bool,
     gtp: bool,
     opponent: str | None,
-    games: int,
-    openings: int,
-    seed: int,
     device: str,
+    **match: Any,
 ) -> None:
     """Play against RUN, a player that `nomoat selfplay` made; it says how sure it is and what it looked at.
 
@@ -58,7 +56,7 @@ def play(  # noqa: PLR0913 - what the user may say of one game; each is asked fo
         if gtp:
             playing.speak_gtp(seat, sys.stdin, sys.stdout, sys.stderr)
         elif opponent is not None:
-            _match(output, playing.against(seat, opponent, games, seed, openings))
+            _match(output, playing.against(seat, opponent, **match))
         else:
             _table(output, playing.Board(seat), 1 if second else 0)
 
