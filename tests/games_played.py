@@ -77,7 +77,7 @@ class SlowGo:
         return None if all(edge in stones for edge in around) else stones
 
     def legal(self) -> tuple[list[int], list[int], list[int]]:
-        """The actions, those of them that take stones; and how many plies ago was what superko forbids to bring back."""
+        """The actions; those of them that take stones; how many plies ago was what superko forbids to bring back."""
         actions, taking, forbidden = [], [], []
         for action in range(self.size**2):
             stones = self.after(divmod(action, self.size))

@@ -35,6 +35,7 @@ WITHOUT_TORCH = [
     *("nomoat", "nomoat.cli"),
     *(f"nomoat.core.{name}" for name in ("types", "errors", "config", "budget", "recipe", "run", "runs", "ledger")),
     *(f"nomoat.core.{name}" for name in ("allocator", "durable", "energy")),
+    *("nomoat.core.domain", "nomoat.games.known"),
     *(f"nomoat.data.{name}" for name in ("readers", "licence", "ingest", "shards", "order", "tokenizer", "pictures")),
 ]
 

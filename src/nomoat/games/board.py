@@ -38,16 +38,6 @@ def cells(size: int) -> int:
     return width(size) * (size + 2) + 1
 
 
-def moved(flat: Array, offset: int) -> Array:
-    """Each cell's neighbour at `offset` in a batch's flat memory; what lies outside it is zero."""
-    found = np.zeros_like(flat)
-    if offset > 0:
-        found[:-offset] = flat[offset:]
-    else:
-        found[-offset:] = flat[:offset]
-    return found
-
-
 @cache
 def _orders(size: int) -> Array:
     """Which cell comes to each place, int [8, size * size]; a mirror after each quarter turn."""

@@ -132,7 +132,7 @@ class ConnectFour:
             more = min(length, self.in_a_row - length)
             begins_4B = begins_4B & (begins_4B >> (shift_41 * np.uint64(more)))
             length += more
-        return begins_4B.any(0)
+        return np.logical_or.reduce(begins_4B, axis=0)
 
     def outcome(self, state_B: States) -> Outcome:
         """Won by the last to move, or a full board."""

@@ -61,7 +61,7 @@ def find(name: str) -> Game:
     if file := re.fullmatch(r"(.+\.py)(?::(\w+))?", name):
         return _from_file(Path(file[1]), file[2])
     word, colon, settings = name.partition(":")
-    word = word.strip().lower().replace("_", "-")
+    word = word.lower().replace("_", "-")
     known = KNOWN.get(ALSO.get(word, word))
     if known is None:
         listed = ", ".join(known.example for known in KNOWN.values())

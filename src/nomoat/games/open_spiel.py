@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 import textwrap
 from dataclasses import dataclass
 from functools import cache
@@ -139,7 +140,7 @@ class OpenSpiel:
         digests = [
             hashlib.blake2b(planes.tobytes() + legal.tobytes(), digest_size=8).digest() for planes, legal in seen
         ]
-        return np.frombuffer(b"".join(digests), np.uint64)
+        return np.array([int.from_bytes(digest, "little") for digest in digests], np.uint64)
 
     def observe(self, state_B: States) -> Array:
         """Float32 [B, C, Y, X]; see the class."""
@@ -163,7 +164,7 @@ class OpenSpiel:
         Raises:
             ConfigError: it is none of an action.
         """
-        if not (text.isascii() and text.isdecimal() and len(text) < 10 and int(text) < self.actions):
+        if not re.fullmatch("0|[1-9][0-9]{0,8}", text) or int(text) >= self.actions:
             raise ConfigError(
                 f"{text[:40]!r} is no move of {self.name}",
                 f"a move is OpenSpiel's number for it, from 0 to {self.actions - 1}",

@@ -36,9 +36,14 @@ def _ways(size: int) -> tuple[int, ...]:
     return (1, below - 1, below, below + 1, -1, 1 - below, -below, -1 - below)
 
 
+def _shift(way: int) -> tuple[slice, slice]:
+    """All cells that are one step in some way from another, and those others; of flat memory."""
+    return (slice(way, None), slice(None, -way)) if way > 0 else (slice(None, way), slice(-way, None))
+
+
 def _along(start: Array, through: Array, way: int, steps: int) -> Array:
     """The cells of `through` that are come to from `start` in up to `steps` steps in one way; all flat."""
-    onto, of = (slice(way, None), slice(None, -way)) if way > 0 else (slice(None, way), slice(-way, None))
+    onto, of = _shift(way)
     run = np.zeros_like(start)
     run[onto] = start[of] & through[onto]
     for _ in range(steps - 1):
@@ -116,7 +121,8 @@ class Othello:
         own, other = own_BM.ravel(), other_BM.ravel()
         found = np.zeros_like(own)
         for way in _ways(self.size):
-            found |= board.moved(_along(own, other, way, self.size - 2), -way)
+            onto, of = _shift(way)
+            found[onto] |= _along(own, other, way, self.size - 2)[of]
         free_BM = ~(own_BM | other_BM)
         return (found.reshape(own_BM.shape) & free_BM)[:, board.inside(self.size)]
 
@@ -137,7 +143,7 @@ class Othello:
         turns_BM = self._turns(own_BM.ravel(), other_BM.ravel(), stone_BM.ravel()).reshape(own_BM.shape)
         own_BM, other_BM = other_BM & ~turns_BM, own_BM | turns_BM | stone_BM
         move_BN = self._moves(own_BM, other_BM)
-        stuck_B = ~move_BN.any(1)
+        stuck_B = ~np.logical_or.reduce(move_BN, axis=1)
         over_B = stuck_B.copy()
         if (row_K := np.flatnonzero(stuck_B)).size:
             over_B[row_K] = ~self._moves(other_BM[row_K], own_BM[row_K]).any(1)
