@@ -57,9 +57,9 @@ def test_it_plays_a_whole_game_and_counts_as_we_do(gnugo, size) -> None:
 def test_it_plays_matches_against_random_and_against_our_engine(tmp_path) -> None:
     game = Go(5, 7)
     with EnginePlayer(COMMAND, game, processes=2, name="gnugo") as gnugo:
-        result = match(game, gnugo, Random(game), 4, seed=2, openings=2)
-        assert (result.stopped, result.forfeits(), len(result.games)) == ("", (0, 0), 4)
-        assert sum(result.pairs()) > 1
+        result = match(game, gnugo, Random(game), 2, seed=2, openings=2)
+        assert (result.stopped, result.forfeits(), len(result.games)) == ("", (0, 0), 2)
+        assert result.pairs() == [1]
         chooser = "lambda state_B: int(random_actions(game, state_B, rng)[0])"
         with EnginePlayer(ours(tmp_path, "Go(5, 7)", chooser), game, name="ours") as piped:
             result = match(game, piped, gnugo, 2, openings=2)

@@ -254,6 +254,11 @@ class Go:
         over_B = (state_B["passes"] == 2) | (state_B["ply"] >= self.plies)
         return Outcome(over_B, state_B["result"].astype(np.float32))
 
+    def score(self, state_B: States) -> Array:
+        """The first player's area less the second's and the komi, as the stones lie, float64 [B]."""
+        score_B: Array = self._lead(state_B["board"]) - self.komi
+        return score_B
+
     def key(self, state_B: States) -> Array:
         """Of the stones, the moves that are legal, who moves and whether the last ply was a pass."""
         layout = _layout(self.size)

@@ -167,7 +167,8 @@ class Engine:
                 if left <= 0:
                     said = f"it said `{_short(heard)}` without an empty line after it" if heard else "it said nothing"
                     fix = "allow it more seconds, or make it think less"
-                    raise EngineError(f"`{self.command}` did not answer `{command}` in {seconds:g} s", said, fix)
+                    what = f"`{self.command}` did not answer `{command}` in {seconds:g} s"
+                    raise EngineError(what, said + self._last_words(), fix)
                 self._news.wait(left)
 
     def _death(self, command: str) -> EngineError:
@@ -177,10 +178,12 @@ class Engine:
         how = "it closed its output" if code is None else f"exit code {code}"
         if code is not None and code < 0:
             how = f"it was ended by signal {-code} ({signal.strsignal(-code)})"
-        lines = self._errors.decode(errors="replace").strip().splitlines()[-5:]
-        why = f"{how}; its last words: {' | '.join(lines)}" if lines else f"{how}, without a word"
         what = f"died at `{command}`, after {self.answers} answers" if self.answers else "ends before it answers"
-        return EngineError(f"`{self.command}` {what}", why, "run it in a terminal to see more")
+        return EngineError(f"`{self.command}` {what}", how + self._last_words(), "run it in a terminal to see more")
+
+    def _last_words(self) -> str:
+        lines = self._errors.decode(errors="replace").strip().splitlines()[-5:]
+        return f"; on standard error: {' | '.join(lines)}" if lines else ""
 
     def name(self) -> str:
         """What it calls itself, with its version."""
@@ -267,14 +270,15 @@ class Engine:
         with suppress(OSError):
             self._process.stdin.close()
         if not self._gone(PATIENCE_SECONDS if self._in_step else 0):
-            os.killpg(self._process.pid, signal.SIGTERM)
+            self._signal(signal.SIGTERM)
             if not self._gone(PATIENCE_SECONDS):
-                os.killpg(self._process.pid, signal.SIGKILL)
+                self._signal(signal.SIGKILL)
                 self._process.wait()
         for thread, stream in zip(self._threads, (self._process.stdout, self._process.stderr), strict=True):
             thread.join(PATIENCE_SECONDS)
             assert stream is not None
-            stream.close()
+            if not thread.is_alive():  # else a process that left the group still holds it
+                stream.close()
 
     def _gone(self, seconds: float) -> bool:
         """Whether it ends within some seconds; then all of its group ends, while the number is still the group's."""
@@ -283,9 +287,12 @@ class Engine:
                 self._process.wait(seconds)
             except subprocess.TimeoutExpired:
                 return False
-            with suppress(OSError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+            self._signal(signal.SIGKILL)
         return True
+
+    def _signal(self, number: signal.Signals) -> None:
+        with suppress(OSError):
+            os.killpg(self._process.pid, number)
 
 
 def _short(text: str | bytes) -> str:
