@@ -1,7 +1,7 @@
 """Countdown problems without end, each by its number alone, with one of its solutions; and the fixed test sets.
 
     seed, index, attempt -> chance -> n numbers, target -> in the split? -> all ways to the target -> one of them
-    split, n -> the first 1,000 different problems of seed 0 -> test_set, digest
+    split, n -> the first 1,000 different problems of seed 0 -> exam, digest
 
 Numbers from 1 to 99 and a target from 10 to 100, each equally likely, of which those are kept that can be solved with
 all numbers under the domain's limit: so draws the code of Gandhi et al. 2024, arXiv:2404.03683, without a limit. With
@@ -132,7 +132,7 @@ def one_way(game: Countdown, state_B: States, chance_B: Array) -> tuple[Array, A
 
 
 @cache
-def test_set(game: Countdown, split: str) -> Problems:
+def exam(game: Countdown, split: str) -> Problems:
     """The 1,000 problems of a test: the first different ones of seed 0.
 
     Args:

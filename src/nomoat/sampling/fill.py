@@ -1,4 +1,4 @@
-"""Filling blanks: what guesses all open places at once fills them in steps, the surest, the first or any of them.
+"""Filling blanks: what guesses all open places at once fills them in steps, the surest of them first, or any.
 
     tokens, open -> guess -> logits [N, V] of open places -> (allow) -> a token drawn at each -> the surest are kept
                  -> fewer are open -> guess -> ... -> all tokens
@@ -6,7 +6,7 @@
 Each row has chance of its own (seed, row), so that it does not depend on the rows beside it.
 
 Chang et al. 2022, arXiv:2202.04200 (MaskGIT: the surest first); Kim et al. 2025, arXiv:2502.06768 (the margin between
-the two likeliest); Sahoo et al. 2024, arXiv:2406.07524 (any).
+the two likeliest); Sahoo et al. 2024, arXiv:2406.07524 (any); Nie et al. 2025, arXiv:2502.09992 (blocks).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from nomoat.core.device import generator
 from nomoat.core.errors import ConfigError, nearest
 from nomoat.sampling.tokens import SamplingOptions, draw, probabilities
 
-ORDERS = ("confidence", "margin", "random", "left")
+ORDERS = ("confidence", "margin", "random")
 
 Guess = Callable[[Tensor, Tensor], Tensor]
 """(tokens [B, L], open [B, L]) -> the logits [N, V] of the open places, row by row."""
@@ -37,7 +37,8 @@ class Filling:
     Args:
         steps: calls of the model; each fills an equal share of what is open. 0: one place a step.
         order: which places come first: those whose drawn token is the likeliest (`confidence`), whose two likeliest
-            tokens are furthest apart (`margin`), `random` ones, or from `left` to right.
+            tokens are furthest apart (`margin`), or `random` ones.
+        block: open places that are all filled before those to the right of them; 1: from left to right, 0: no blocks.
         temperature: the logits are divided by it; 0 takes the likeliest token.
         top_p: only the likeliest tokens that together reach this probability; 1: all of them.
         seed: same seed, same tokens.
@@ -45,6 +46,7 @@ class Filling:
 
     steps: int = 0
     order: str = "confidence"
+    block: int = 0
     temperature: float = 1.0
     top_p: float = 1.0
     seed: int = 0
@@ -52,8 +54,8 @@ class Filling:
     def __post_init__(self) -> None:
         if self.order not in ORDERS:
             raise ConfigError(f"there is no order `{self.order}`", ", ".join(ORDERS), nearest(self.order, ORDERS))
-        if self.steps < 0:
-            raise ConfigError(f"{self.steps} steps fill nothing", fix="use 1 or more; 0 is a step a place")
+        if min(self.steps, self.block) < 0:
+            raise ConfigError(f"steps {self.steps} and block {self.block} cannot be", fix="use 1 or more, or 0")
         self.sampling  # noqa: B018 - says what is wrong with temperature and top_p
 
     @property
@@ -84,6 +86,7 @@ def fill(
         NomoatError: logits that are not numbers, or a place where nothing is allowed.
     """
     tokens_BL, open_BL = tokens_BL.clone(), open_BL.clone()
+    block_BL = (open_BL.cumsum(1) - 1) // (options.block or tokens_BL.shape[1])
     chance = [generator(options.seed, "fill", first + row) for row in range(len(tokens_BL))]
     for left in range(options.steps or int(open_BL.sum(1).max()), 0, -1):
         uniform_2BL = torch.stack([torch.rand(2, tokens_BL.shape[1], generator=own) for own in chance], 1)
@@ -94,7 +97,8 @@ def fill(
             logits_NV = logits_NV.masked_fill(~allowed_BLV[open_BL], -torch.inf)
         token_N = draw(probabilities(logits_NV, options.sampling), at_token_N)
         sure_BL = torch.full(open_BL.shape, -torch.inf, device=tokens_BL.device)
-        sure_BL[open_BL] = _sureness(options.order, logits_NV, token_N, at_place_N, open_BL)
+        sure_N = at_place_N if options.order == "random" else _sureness(options.order, logits_NV, token_N)
+        sure_BL[open_BL] = sure_N - 2.0 * block_BL[open_BL]  # no two differ by more than 1
         due_B1 = -(-open_BL.sum(1, keepdim=True) // left)
         kept_BL = open_BL & (sure_BL.sort(dim=1, descending=True, stable=True).indices.argsort(1) < due_B1)
         tokens_BL[kept_BL] = token_N[kept_BL[open_BL]]
@@ -104,12 +108,8 @@ def fill(
     return tokens_BL
 
 
-def _sureness(order: str, logits_NV: Tensor, token_N: Tensor, at_place_N: Tensor, open_BL: Tensor) -> Tensor:
-    """How soon each open place is kept [N]."""
-    if order == "random":
-        return at_place_N
-    if order == "left":
-        return -open_BL.nonzero()[:, 1].float()
+def _sureness(order: str, logits_NV: Tensor, token_N: Tensor) -> Tensor:
+    """How sure the model is of each open place, in [0, 1] [N], whatever the temperature."""
     p_NV = logits_NV.softmax(1)
     if order == "margin":
         best_N2 = p_NV.topk(2, dim=1).values
