@@ -1,0 +1,25 @@
+"""A masked diffusion model that solves Countdown with four numbers, taught by solutions alone, in half an hour.
+
+nomoat train countdown-masked-small
+nomoat train countdown-masked-small family.focus=0 budget=2h
+"""
+
+from nomoat.core.budget import Budget
+from nomoat.core.recipe import Recipe
+from nomoat.data.countdown import CountdownProblems
+from nomoat.families.masked import Masked
+from nomoat.nn.backbone import Backbone
+
+data = CountdownProblems(sizes=(4,))
+recipe = Recipe(
+    about="A masked diffusion model of 5 M parameters that solves Countdown with four numbers, in any order.",
+    family=Masked(
+        vocab_size=data.vocab_size,
+        context_length=data.context_length,
+        backbone=Backbone(width=256, depth=6, heads=8, causal=False),
+        focus=1.0,
+    ),
+    data=data,
+    budget=Budget.parse("30m"),
+    batch_size=256,
+)
