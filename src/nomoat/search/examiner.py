@@ -17,7 +17,7 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import CodeType, ModuleType
 from typing import Any, NoReturn
 
@@ -47,7 +47,7 @@ class Remote:
 
 
 class Line:
-    """Plain values in lines of JSON: numbers, texts, None, bytes, range, and lists, tuples, sets and dicts of them.
+    """Plain values in lines of JSON: numbers, texts, None, bytes, range, built-in types; lists, tuples, sets, dicts.
 
     Of classes of one's own that are such values only these pass. Of anything else a number passes, and the other end
     has a `Remote`; of a module its name.
@@ -75,12 +75,21 @@ class Line:
     def ask(self, *question: Any) -> Any:
         """What the other end answers; raises what it has raised, or RuntimeError where that is of its own making."""
         self.send(*question)
-        raised, value = self.receive()
+        while len(said := self.receive()) == 4:  # it calls a function that a test has handed over
+            self.answer(lambda _, function, arguments, named: function(*arguments, **named), said)
+        raised, value = said
         if not raised:
             return value
         kind = getattr(builtins, str(raised), None)
         known = isinstance(kind, type) and issubclass(kind, Exception)
         raise kind(value) if known else RuntimeError(f"{raised}: {value}")  # type: ignore[misc]
+
+    def answer(self, how: Callable[..., Any], question: list[Any]) -> None:
+        """Send what comes of a question, or what is raised."""
+        try:
+            self.send("", how(*question))
+        except BaseException as error:
+            self.send(type(error).__name__, str(error))
 
     def _packed(self, value: Any) -> Any:
         if value is None or type(value) in PLAIN:
@@ -93,6 +102,9 @@ class Line:
         for name, kind in KINDS.items():
             if isinstance(value, kind):
                 return [name, *map(self._packed, value)]
+        return self._rare(value)
+
+    def _rare(self, value: Any) -> list[Any]:
         if isinstance(value, bytes | bytearray):
             return ["bytes", value.hex()]
         if isinstance(value, complex):
@@ -101,6 +113,8 @@ class Line:
             return ["range", value.start, value.stop, value.step]
         if isinstance(value, ModuleType):
             return ["module", value.__name__]
+        if isinstance(value, type) and vars(builtins).get(value.__name__) == value:
+            return ["type", value.__name__]
         if isinstance(value, Remote):
             return ["yours", value._at[1]]
         self._kept.append(value)
@@ -118,6 +132,8 @@ class Line:
             return complex(*rest) if name == "complex" else range(*rest)
         if name == "module":
             return importlib.import_module(rest[0]) if rest[0] in sys.stdlib_module_names else None
+        if name == "type":
+            return getattr(builtins, rest[0])
         return self._kept[rest[0]] if name == "yours" else Remote(self, rest[0])
 
 
@@ -141,11 +157,7 @@ def serve(line: Line) -> NoReturn:
             question = line.receive()
         except EOFError:
             os._exit(0)
-        try:
-            value = answer(*question)
-            line.send("", value)
-        except BaseException as error:
-            line.send(type(error).__name__, str(error))
+        line.answer(answer, question)
 
 
 def start() -> Line:

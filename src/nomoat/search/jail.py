@@ -52,6 +52,7 @@ NOBODY = 1_900_000_000
 INSIDE = 1000
 """The user inside a user namespace: not root, so that starting a program gives no rights back."""
 NODES, CHUNK = 10_000, 1 << 16
+Program = str | types.CodeType
 
 
 class Walls(NamedTuple):
@@ -186,14 +187,16 @@ def attend(job: dict[str, Any], walls: Walls) -> dict[str, Any] | None:
     """Run one program. None: whoever asked for it has gone, and it was ended.
 
     Args:
-        job: `source`, `stdin` (a file, which is removed; or nothing) and the fields of `sandbox.Limits`.
+        job: `source`, whether it is `ours`, `stdin` (a file, which is removed; or nothing), and the fields of
+            `sandbox.Limits`.
         walls: as `enter` found them.
     """
+    program = compiled(job["source"]) if job["ours"] else job["source"]
     room = walls.place if walls.sealed else tempfile.mkdtemp(dir=walls.place)
     if walls.wholly:
         os.chown(room, walls.user or 0, -1)
     begun = time.monotonic()
-    first, pipes = launch(job, walls, room)
+    first, pipes = launch(program, job, walls, room)
     held = {pipe: bytearray() for pipe in pipes}
     killed_for = watch(held, pipes[2], begun + job["seconds"], job["output"])
     sweep(first, walls)
@@ -217,7 +220,13 @@ def attend(job: dict[str, Any], walls: Walls) -> dict[str, Any] | None:
     return {"exit": code, "seconds": seconds, "killed_for": killed_for, **shown}
 
 
-def launch(job: dict[str, Any], walls: Walls, room: str) -> tuple[int, list[int]]:
+@functools.lru_cache(8)
+def compiled(source: str) -> types.CodeType:
+    """Once for all that is run of it; only of programs that are nomoat's own is it done here, outside of all limits."""
+    return compile(source, "program.py", "exec")
+
+
+def launch(program: Program, job: dict[str, Any], walls: Walls, room: str) -> tuple[int, list[int]]:
     """Start it; the process to be killed, and pipes with its output, its errors and how it ended."""
     given = os.open(job["stdin"] or os.devnull, os.O_RDONLY)
     if job["stdin"]:
@@ -226,7 +235,7 @@ def launch(job: dict[str, Any], walls: Walls, room: str) -> tuple[int, list[int]
     inherited = [given, *(writer for _, writer in pipes)]
     if not (first := os.fork()):
         try:
-            oversee(job, walls, room, inherited)
+            oversee(program, job, walls, room, inherited)
         except BaseException as error:
             os.write(inherited[2], repr(error).encode(errors="replace"))
         os._exit(1)
@@ -281,7 +290,7 @@ def children() -> list[int]:
     return []
 
 
-def oversee(job: dict[str, Any], walls: Walls, room: str, inherited: list[int]) -> NoReturn:
+def oversee(program: Program, job: dict[str, Any], walls: Walls, room: str, inherited: list[int]) -> NoReturn:
     """Start PID 1 and wait for it; PID 1 starts the program, waits for it and tells how it ended."""
     prctl(PDEATHSIG, signal.SIGKILL)
     if walls.spaces:
@@ -292,16 +301,17 @@ def oversee(job: dict[str, Any], walls: Walls, room: str, inherited: list[int]) 
     prctl(PDEATHSIG, signal.SIGKILL)
     if walls.sealed:
         seal(room, job["disk"])
-    if not (program := os.fork()):
+    if not (second := os.fork()):
         start(job, walls, room, inherited)
+        run(program)
     while True:
         child, status = os.wait()
-        if child == program:
+        if child == second:
             os.write(inherited[-1], b"%d" % status)
             os._exit(0)
 
 
-def start(job: dict[str, Any], walls: Walls, room: str, inherited: list[int]) -> NoReturn:
+def start(job: dict[str, Any], walls: Walls, room: str, inherited: list[int]) -> None:
     """Become the program: in its folder, with its pipes and nothing else open, within its limits, without rights."""
     os.setsid()
     for number, each in enumerate(inherited[:3]):
@@ -324,7 +334,6 @@ def start(job: dict[str, Any], walls: Walls, room: str, inherited: list[int]) ->
     limit("NPROC", job["processes"] + walls.counted)
     limit("CPU", job["cpu"], 1)
     limit("AS", job["memory"])
-    run(job["source"])
 
 
 def limit(name: str, most: int, grace: int = 0) -> None:
@@ -336,12 +345,12 @@ def limit(name: str, most: int, grace: int = 0) -> None:
         resource.setrlimit(which, (min(most, bound), bound))
 
 
-def run(source: str) -> NoReturn:
+def run(program: Program) -> NoReturn:
     """Run a program, and end with its exit code; what it leaves running ends with it."""
     main = sys.modules["__main__"] = types.ModuleType("__main__")
     code: object = 1
     try:
-        exec(compile(source, "program.py", "exec"), main.__dict__)
+        exec(compile(program, "program.py", "exec") if isinstance(program, str) else program, main.__dict__)
         code = 0
     except SystemExit as end:
         code = 0 if end.code is None else end.code

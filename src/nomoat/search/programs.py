@@ -111,7 +111,7 @@ class UnitTests:
         if len(code) > CHARACTERS:
             return Verdict(0.0, f"a program of more than {CHARACTERS:,} characters")
         job = {"nonce": nonce, "code": code, "setup": exam.setup, "tests": exam.tests}
-        ended = self.sandbox.run(self._source, json.dumps(job), self.limits)
+        ended = self.sandbox.run(self._source, json.dumps(job), self.limits, ours=True)
         marks = [line.split(" ", 2)[2] for line in ended.output.splitlines() if line.startswith(f"{nonce} ")]
         wrong = [f"test {number}: {json.loads(mark)}" for number, mark in enumerate(marks, 1) if mark != '""']
         passed, count = len(marks) - len(wrong), len(exam.tests)
