@@ -75,6 +75,7 @@ def examine(device: str = "auto", speed: bool = True) -> list[Finding]:
         runs_folder(runs_root()),
         allocation(),
         decoding(),
+        sandbox(),
         meters(),
     ]
     if speed:
@@ -169,6 +170,20 @@ def decoding() -> Finding:
 
     kind = "with products of bytes (AVX-512 VNNI)" if has_byte_products() else "with plain vectors"
     return Finding("decoding", f"native, {kind}; translated once for a machine, in about ten seconds")
+
+
+def sandbox() -> Finding:
+    """What keeps programs apart that models write, for verifiers that run them."""
+    from nomoat.core.errors import NomoatError
+    from nomoat.search.sandbox import Sandbox
+
+    try:
+        with Sandbox() as box:
+            missing = box.missing
+    except NomoatError as error:
+        return Finding("sandbox", f"{error.what}: {error.why}", False, error.fix)
+    fix = "run as a user other than root, and allow user namespaces: `unshare -Urn true` must work" if missing else ""
+    return Finding("sandbox", "; ".join(missing) or "programs have no network and can write nothing", not missing, fix)
 
 
 def meters() -> Finding:
