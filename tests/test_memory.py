@@ -91,6 +91,21 @@ def test_a_fork_goes_its_own_way():
     assert_close(y[1:], stack(branch).x_BLD[:, 3:])
 
 
+def test_a_spread_memory_has_copies_that_go_their_own_ways():
+    stack, x = make(), noise(3, 6, WIDTH)
+    memory = stack.memory(2, 6)
+    stack(x[:2, :3], memory=memory, slots=[0, 1])
+    spread = memory.spread([1, 0, 1])
+    assert spread.lengths == [3, 3, 3]
+    y = feed(stack, spread, x[:, 3:], (1, 1, 1), slots=[0, 1, 2])
+    for row, source in enumerate((1, 0, 1)):
+        assert_close(
+            y[row : row + 1], stack(torch.cat([x[source : source + 1, :3], x[row : row + 1, 3:]], 1)).x_BLD[:, 3:]
+        )
+    assert memory.lengths == [3, 3]
+    assert_close(feed(stack, memory, x[:1, 3:], (3,), slots=[0]), stack(x[:1]).x_BLD[:, 3:])
+
+
 def test_rewind_reaches_any_length():
     stack, x, memory = make(), noise(1, 9, WIDTH), None
     memory = stack.memory(1, 3)

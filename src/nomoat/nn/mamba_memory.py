@@ -67,6 +67,14 @@ class MambaMemory:
         self.lengths[target] = self.lengths[source]
         self.snapshots[target] = list(self.snapshots[source])
 
+    def spread(self, sources: Sequence[int]) -> MambaMemory:
+        """Copies of the states; snapshots are shared."""
+        rows = torch.tensor(sources, device=self.states_SHKN.device)
+        copied = MambaMemory(self.states_SHKN[rows], self.tails_SWC[rows])
+        copied.lengths = [self.lengths[source] for source in sources]
+        copied.snapshots = [list(self.snapshots[source]) for source in sources]
+        return copied
+
     def rewind(self, slot: int, length: int) -> int:
         """Go back to the last snapshot that is not above `length`, or to the start; return its length."""
         if length >= self.lengths[slot]:

@@ -32,6 +32,9 @@ class LayerMemory(Protocol):
     def fork(self, source: int, target: int, length: int) -> None:
         """Make the target slot an independent copy of the source slot, which holds `length` tokens; snapshots too."""
 
+    def spread(self, sources: Sequence[int]) -> LayerMemory:
+        """Another memory whose slots are independent copies of these."""
+
     def rewind(self, slot: int, length: int) -> int:
         """Go back to the greatest length that can be reached and is not above `length`; return it (0 always can)."""
 
@@ -78,6 +81,14 @@ class Memory:
                 context.fork(source, target, self.context_lengths[source])
             for held in (self.lengths, self.context_lengths, self.reserved, self.adapters):
                 held[target] = held[source]
+
+    def spread(self, sources: Sequence[int]) -> Memory:
+        """Another memory whose slots are independent copies of these, each as often as it is named."""
+        contexts = [context.spread(sources) for context in self.contexts]
+        copied = Memory([layer.spread(sources) for layer in self.layers], len(sources), contexts)
+        for name in ("lengths", "context_lengths", "reserved", "adapters"):
+            setattr(copied, name, [getattr(self, name)[source] for source in sources])
+        return copied
 
     def rewind(self, slot: int, length: int) -> int:
         """Forget all after the first `length` tokens; returns the length reached, from which the caller feeds again."""
@@ -159,6 +170,13 @@ class AttentionMemory:
         """Copy what the slot holds; what lies behind it is not seen."""
         for kept in (self.keys, self.values):
             kept[target, :, :length] = kept[source, :, :length]
+
+    def spread(self, sources: Sequence[int]) -> AttentionMemory:
+        """One copy of each tensor."""
+        copied = AttentionMemory(0, 0, 0, 0, self.keys)
+        rows = torch.tensor(sources, device=self.keys.device)
+        copied.keys, copied.values = self.keys[rows], self.values[rows]
+        return copied
 
     def rewind(self, slot: int, length: int) -> int:
         """Any length can be reached: what lies behind it is not seen and written over."""
