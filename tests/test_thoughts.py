@@ -14,6 +14,7 @@ from nomoat.families.lm import LM
 from nomoat.nn.backbone import Backbone
 from nomoat.sampling.tokens import SamplingOptions
 from nomoat.search.planning import Effort
+from nomoat.search.text_tree import searched
 from nomoat.search.thoughts import Piece, Question, beam, best_of, dvts, particles, think, tree_of_thoughts, voted
 from nomoat.search.writers import Forcing, ModelWriter
 
@@ -183,3 +184,29 @@ def test_thinking_is_made_longer_and_cut(model) -> None:
     assert len(cut.text.partition("\nSo: ")[0]) <= 5
     with pytest.raises(ConfigError, match="min-think"):
         Forcing(least=9, most=4)
+
+
+def test_a_tree_over_texts_finds_what_is_right_and_stops_when_it_has() -> None:
+    found = searched([Question("x")] * 8, Letters(), Effort(nodes=400), share, all_a, seed=1)
+    right = [each.best is not None and each.best.right == 1 for each in found]
+    assert sum(right) >= 6
+    assert all(each.usage.nodes <= 404 for each in found)
+    # In a tree that knows an answer to be right nothing more is tried.
+    assert min(each.usage.nodes for each in found) < 200
+    plain = searched([Question("x")], Letters(), Effort(nodes=100))[0]
+    assert plain.best is not None
+    assert plain.best.right is None
+
+
+def test_a_tree_over_few_texts_ends_when_all_are_tried() -> None:
+    class Once:
+        def __call__(self, prompts, texts, whole, seed) -> list[Piece]:
+            return [Piece("a", 1, -0.1, len(text) == 2) for text in texts]
+
+    def never(problem, candidates) -> list[Verdict]:
+        return [Verdict(0.0) for _ in candidates]
+
+    found = searched([Question("x")], Once(), Effort(nodes=10**6), None, never)[0]
+    assert [each.text for each in found.done] == ["aaa"]
+    assert found.best is not None
+    assert found.best.right == 0

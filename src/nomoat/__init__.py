@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from nomoat.controlling import control
     from nomoat.distilling import distil
     from nomoat.drawing import draw
+    from nomoat.improving import improve
     from nomoat.judging import arena, judge
     from nomoat.licensing import licence
     from nomoat.preferring import prefer
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from nomoat.selfplaying import selfplay
     from nomoat.synthesising import synth
     from nomoat.teachers import open_teacher
+    from nomoat.thinking import curve, think
     from nomoat.tuning import tune
     from nomoat.verbs import (
         chat,
@@ -47,9 +49,9 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "arena", "chat", "compose", "control", "distil", "doctor", "draw", "evaluate", "export", "generate",
-    "import_model", "judge", "licence", "load", "make", "open_teacher", "plan", "prefer", "pull", "quantize",
-    "resume", "runs", "selfplay", "serve", "surprise", "synth", "train", "tune",
+    "arena", "chat", "compose", "control", "curve", "distil", "doctor", "draw", "evaluate", "export",
+    "generate", "import_model", "improve", "judge", "licence", "load", "make", "open_teacher", "plan", "prefer",
+    "pull", "quantize", "resume", "runs", "selfplay", "serve", "surprise", "synth", "think", "train", "tune",
 ]  # fmt: skip
 _HOMES = {
     "arena": "nomoat.judging",
@@ -57,6 +59,8 @@ _HOMES = {
     "control": "nomoat.controlling",
     "distil": "nomoat.distilling",
     "draw": "nomoat.drawing",
+    "curve": "nomoat.thinking",
+    "improve": "nomoat.improving",
     "judge": "nomoat.judging",
     "licence": "nomoat.licensing",
     "open_teacher": "nomoat.teachers",
@@ -64,6 +68,7 @@ _HOMES = {
     "quantize": "nomoat.quantising",
     "selfplay": "nomoat.selfplaying",
     "synth": "nomoat.synthesising",
+    "think": "nomoat.thinking",
     "tune": "nomoat.tuning",
 }
 """Where a verb is defined, unless in `nomoat.verbs`."""

@@ -64,6 +64,7 @@ VERBS = (
     Verb("use", 'generate last "def read("', "text from a model, as it is written", "nomoat.cli.using:generate"),
     Verb("use", 'draw last "red circle" --n 16', "pictures from a model, as PNGs", "nomoat.cli.drawing:draw"),
     Verb("use", "chat last", "talk with a model that was taught to", "nomoat.cli.chatting:chat", trains=True),
+    Verb("use", 'think last "..." --budget 64', "an answer by search", "nomoat.cli.thinking:think"),
     Verb("use", "play last", "a game against a player; GTP, matches", "nomoat.cli.playing:play"),
     Verb("use", "serve last --port 8000", "models behind OpenAI's endpoints", "nomoat.cli.serving:serve", trains=True),
     Verb("improve", "tune last notes", "a model taught by your talks or texts", "nomoat.cli.tuning:tune", trains=True),
@@ -82,6 +83,13 @@ VERBS = (
         trains=True,
     ),
     Verb(
+        "improve",
+        "improve last countdown:4",
+        "taught by its own right answers",
+        "nomoat.cli.thinking:improve",
+        trains=True,
+    ),
+    Verb(
         "improve", "quantize last --bits 8", "smaller, faster; what it costs beside it", "nomoat.cli.sharing:quantize"
     ),
     Verb(
@@ -95,6 +103,7 @@ VERBS = (
     Verb("look", "runs", "all runs: state, figure, size", "nomoat.cli.looking:runs"),
     Verb("look", "evaluate last notes", "bits per byte, or a task's score", "nomoat.cli.looking:evaluate"),
     Verb("look", "surprise last draft.txt", "the oddest lines of a file, to a model", "nomoat.cli.looking:surprise"),
+    Verb("look", "curve last countdown:5", "what more search buys, with controls", "nomoat.cli.thinking:curve"),
     Verb("look", "judge A B asked.txt --judge C", "which of two answers better", "nomoat.cli.judging:judge"),
     Verb("look", "arena A B asked.txt --judge C", "a ladder of several, extended later", "nomoat.cli.judging:arena"),
     Verb("look", "doctor", "what this machine has, and what ails it", "nomoat.cli.looking:doctor"),

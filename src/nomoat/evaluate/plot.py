@@ -43,7 +43,8 @@ def plot(lines: Sequence[Line], title: str, across: str, upward: str) -> str:
     Args:
         lines: at least one, with at least one point.
         title: above it.
-        across, upward: what the axes are.
+        across: what the axis below is.
+        upward: what the other one is.
     """
     low, high = (log2(pick(x for line in lines for x in line.xs)) for pick in (min, max))
     wide, tall = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
@@ -52,7 +53,8 @@ def plot(lines: Sequence[Line], title: str, across: str, upward: str) -> str:
         return f"{LEFT + (log2(x) - low) / max(high - low, 1e-9) * wide:.1f},{TOP + (1 - y) * tall:.1f}"
 
     drawn = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" font-size="12">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif"',
+        ' font-size="12">',
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
         f'<text x="{LEFT}" y="24" font-size="15" font-weight="bold">{escape(title)}</text>',
     ]
