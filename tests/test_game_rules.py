@@ -202,6 +202,11 @@ def test_a_ko_is_not_taken_back_at_once() -> None:
     assert game.show(state_B[0]).splitlines()[3] == " 3 . X . X O"
     assert not may(game, state_B, "C3")
     assert game.observe(state_B)[0, 2, 2, 2] == 0
+    # The same stones, but nothing was taken: what is legal differs, and so does the key.
+    fresh_B = played(game, "B3", "D4", "C4", "D2", "C2", "E3", "A1", "pass", "D3")
+    assert game.show(fresh_B[0]) == game.show(state_B[0])
+    assert may(game, fresh_B, "C3")
+    assert game.key(fresh_B) != game.key(state_B)
     for threat, answer in (("A5", "A2"), ("pass", "A2")):  # after a change elsewhere it may be
         later_B = state_B
         for text in (threat, answer):

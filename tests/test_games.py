@@ -215,7 +215,7 @@ def test_boards_are_shown_with_the_names_of_their_lines() -> None:
             lambda: ConnectFour(6, 7, 1),
         ),
         *(lambda: Othello(5), lambda: Othello(18), lambda: Othello(2), lambda: Go(4), lambda: Go(20)),
-        *(lambda: Go(9, float("nan")), lambda: Go(9, float("inf"))),
+        *(lambda: Go(9, float("nan")), lambda: Go(9, float("inf")), lambda: Go(5, 26.0)),
     ],
 )
 def test_boards_that_cannot_be_are_refused(make) -> None:

@@ -66,7 +66,7 @@ class ConnectFour:
             raise ConfigError(
                 f"connect four cannot be played on {self.columns} columns of {self.rows} rows",
                 "a board is held in 64 bits, one more in each column than it has rows",
-                "8 columns of 7 rows is the largest board, 2 of 2 the smallest",
+                "take a smaller board: 8 columns of 7 rows fit, 2 of 2 are the fewest",
             )
         if not 2 <= self.in_a_row <= max(self.rows, self.columns):
             raise ConfigError(

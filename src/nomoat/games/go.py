@@ -10,7 +10,6 @@ exactly when it has as many as it has stones beside p. Rules: https://tromp.gith
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import cache
 from itertools import combinations
@@ -86,7 +85,7 @@ class Go:
         komi: points for the second player; a whole number makes draws possible.
 
     Raises:
-        ConfigError: no such board, or a komi that is no number.
+        ConfigError: no such board, or a komi that is no number of points on it.
     """
 
     size: int = 9
@@ -98,8 +97,8 @@ class Go:
     def __post_init__(self) -> None:
         if self.size not in range(5, 20):
             raise ConfigError(f"go cannot be played on a board of {self.size}", fix="take a size from 5 to 19")
-        if not math.isfinite(self.komi):
-            raise ConfigError(f"komi cannot be {self.komi}", fix="7.5 is usual")
+        if not abs(self.komi) < self.size**2 + 1:
+            raise ConfigError(f"komi cannot be {self.komi}", "there are not so many points", "7.5 is usual")
 
     @property
     def name(self) -> str:

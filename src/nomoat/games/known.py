@@ -44,7 +44,7 @@ KNOWN: Mapping[str, Known] = {
     "othello": Known("othello:6", r"(\d{1,3})?", lambda size: Othello(int(size or 8))),
     "go": Known(
         "go:9@6.5",
-        r"(\d{1,3})?(?:@(-?\d{1,4}(?:\.\d{1,4})?))?",
+        r"(\d{1,3})?(?:@(-?\d{1,3}(?:\.\d{1,8})?))?",
         lambda size, komi: Go(int(size or 9), 7.5 if komi is None else float(komi)),
     ),
     "open-spiel": Known("open-spiel:hex(board_size=5)", "(.+)", OpenSpiel),
@@ -66,7 +66,9 @@ def find(name: str) -> Game:
     if known is None:
         listed = ", ".join(known.example for known in KNOWN.values())
         near = nearest(word, (*KNOWN, *ALSO))
-        raise ConfigError(f"there is no game `{name}`", f"there is {listed}", near or "or give a .py file")
+        raise ConfigError(
+            f"there is no game `{name}`", f"there is {listed}", near or "or `open-spiel:NAME`, or give a .py file"
+        )
     found = re.fullmatch(known.settings, settings, re.ASCII)
     if found is None or bool(colon) != bool(settings):
         raise ConfigError(f"`{name}` cannot be read", fix=f"write it like `{known.example}`")

@@ -58,7 +58,7 @@ def _loaded(text: str) -> Any:
     if any(wrong.values()):
         why = next(why for why, is_so in wrong.items() if is_so)
         raise ConfigError(
-            f"`{name}` {why}", "search is for games where both see all and nothing is drawn", "take another game"
+            f"`{name}` {why}", "search is for two who see all, with nothing left to chance", "take another game"
         )
     return game
 
