@@ -14,7 +14,17 @@ from nomoat.core.domain import Domain
 from nomoat.core.errors import ConfigError
 from nomoat.games import countdown_problems
 from nomoat.games.countdown import Countdown, mixed, random_play, solutions
-from nomoat.games.countdown_problems import HELD_TARGETS, SPLITS, TESTS, digest, exam, one_way, problems, split_of
+from nomoat.games.countdown_problems import (
+    HELD_TARGETS,
+    SPLITS,
+    TESTS,
+    digest,
+    exam,
+    one_way,
+    problems,
+    solvable,
+    split_of,
+)
 
 LIMIT = 200
 small = st.lists(st.one_of(st.integers(0, 12), st.integers(0, LIMIT)), min_size=2, max_size=4)
@@ -155,20 +165,18 @@ def test_mixing_depends_on_every_word_and_on_their_order():
 # problems
 
 
-@pytest.mark.parametrize("numbers", [4, 5, 6])
+@pytest.mark.parametrize("numbers", [4, 5, pytest.param(6, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("split", TESTS)
 def test_the_test_sets_are_the_published_ones(numbers, split):
     game = Countdown(numbers)
-    state_B, action_BS = exam(game, split)
+    state_B = exam(game, split)
     assert f"{numbers} {split:<7}  {digest(state_B)}" in countdown_problems.__doc__
     assert len(np.unique(state_B)) == 1000
     assert (np.isin(state_B["target"], HELD_TARGETS) == (split == "targets")).all()
     assert state_B["numbers"].min() >= 1 and state_B["numbers"].max() <= 99
     assert state_B["target"].min() >= 10 and state_B["target"].max() <= 100
-    for action_B in action_BS.T:
-        assert game.legal(state_B)[np.arange(1000), action_B].all()
-        state_B = game.step(state_B, action_B)
-    assert (game.outcome(state_B).value_B == 1).all()
+    assert (split_of(state_B) == SPLITS.index(split)).all()
+    assert all(solutions(game, state_B[row : row + 1]).ways[0][0] for row in range(0, 1000, 50 if numbers < 6 else 250))
 
 
 def test_no_split_shows_what_another_keeps():
@@ -226,10 +234,27 @@ def test_problems_are_all_that_can_be_solved():
     generator = np.random.default_rng(2)
     state_B = game.start(generator.integers(1, 100, (300, 3)), generator.integers(10, 101, 300))
     found_B, _ = one_way(game, state_B, mixed(np.arange(300)))
+    assert (found_B == solvable(game, state_B)).all()
     expected = [
         bool(ways(numbers, int(target))) for numbers, target in zip(left(state_B), state_B["target"], strict=True)
     ]
     assert found_B.tolist() == expected and 5 < found_B.sum() < 100
+
+
+@pytest.mark.parametrize("numbers", [4, 5, 6])
+def test_made_problems_are_solved_by_their_actions_and_random_ones_as_often_as_an_exhaustive_search_says(numbers):
+    game, generator = Countdown(numbers), np.random.default_rng(numbers)
+    state_B, action_BS = problems(game, "train", 7, np.arange(40))
+    for action_B in action_BS.T:
+        assert game.legal(state_B)[np.arange(40), action_B].all()
+        state_B = game.step(state_B, action_B)
+    assert (game.outcome(state_B).value_B == 1).all()
+    rows = 40 if numbers < 6 else 6
+    random_B = game.start(generator.integers(1, 100, (rows, numbers)), generator.integers(10, 101, rows))
+    expected = [solutions(game, random_B[row : row + 1]).ways[0][0] > 0 for row in range(rows)]
+    assert solvable(game, random_B).tolist() == expected
+    if numbers < 6:
+        assert one_way(game, random_B, mixed(np.arange(rows)))[0].tolist() == expected
 
 
 def test_what_cannot_be_made_is_refused():

@@ -1,12 +1,12 @@
 """Countdown problems without end, each by its number alone, with one of its solutions; and the fixed test sets.
 
     seed, index, attempt -> chance -> n numbers, target -> in the split? -> all ways to the target -> one of them
-    split, n -> the first 1,000 different problems of seed 0 -> exam, digest
+    split, n -> the first 1,000 different problems that can be solved -> exam -> digest
 
 Numbers from 1 to 99 and a target from 10 to 100, each equally likely, of which those are kept that can be solved with
 all numbers under the domain's limit: so draws the code of Gandhi et al. 2024, arXiv:2404.03683, without a limit. With
-4 or 5 numbers all ways are looked at; with more, the first steps are drawn and the ways of the last five numbers looked
-at, so that problems with many good first steps come more often.
+6 and more numbers `problems` draws the first steps and looks at all ways of the last five numbers alone, so that there,
+and not in the test sets, problems with many good first steps come more often.
 
 A way is in order where no line could change places with the one before it and stand there with greater numbers; of a
 problem's ways in order one is chosen, all equally likely.
@@ -17,12 +17,12 @@ and `targets`. So no two splits share a problem, and none but `train` and `targe
 
 SHA-256 of the test sets (`digest`), with the usual limit of 999:
 
-    4 numbers  4164641458db41802fbda5668cdc0e10989b5555db0638d4c762864b0d8394f0
-    4 targets  af66dfbad4e0b9547e121289cfbc02b9fb58a5f36544cc65141362c65ee5b389
-    5 numbers  0cdaa3d445880fd0b07d453b2fce5f3bc6ad3629a58ed5df0ad1eaf6b2d71451
-    5 targets  33907734115073dfa1de13880fffc25f38a399659a2c143d3414b61cff3e9c62
-    6 numbers  741aada2cc71ee31f64f8fc1936a5a29f6a136025dc3bb12db160a68e16def88
-    6 targets  8610398f485bd186b38eb09b823a09edae7af104f8cb06b294481a1106ea3950
+    4 numbers  f3e64d6c180d08782c118a0054209cdc3a8f37e1e226d9147040e939668f3a3f
+    4 targets  b7825c7d8345f28d1fafb16839f1fcef165024ffe946ca8dc634e9f32e4530ca
+    5 numbers  15a49decadfe9462c08bb836aa24c67acff111eaf94416390f00f0d8cb29fb81
+    5 targets  8389ec61ac8e322df5240dc691f7822baab6fff93222e1f44d0eebea71ec8412
+    6 numbers  dcff7a6c64061ab3849b91c36c510afc754752c93365b002fee84e5e5bf26f68
+    6 targets  6e51615fcf03accf4f2d6e965bec5467b6bbfc49f4b82d8d58e0679ae4158965
 """
 
 from __future__ import annotations
@@ -51,6 +51,8 @@ ENDING = 5
 """Numbers from which on every way is looked at."""
 ROUND = 256
 """Attempts that are looked at together, at least."""
+TOGETHER = 32
+"""Problems whose ways are all looked at together, to bound memory."""
 
 
 class Problems(NamedTuple):
@@ -132,17 +134,36 @@ def one_way(game: Countdown, state_B: States, chance_B: Array) -> tuple[Array, A
 
 
 @cache
-def exam(game: Countdown, split: str) -> Problems:
-    """The 1,000 problems of a test: the first different ones of seed 0.
+def exam(game: Countdown, split: str) -> States:
+    """The 1,000 problems of a test: the first different ones of seed 0 that can be solved.
 
     Args:
-        game: of 4, 5 or 6 numbers.
+        game: of 4, 5 or 6 numbers (more take long).
         split: `numbers` (sets of numbers that no training shows) or `targets` (targets that no training shows).
     """
-    many = problems(game, split, TEST_SEED, np.arange(TEST_SIZE + TEST_SIZE // 10))
-    _, first = np.unique(game.key(many.state_B), return_index=True)
-    kept = np.sort(first)[:TEST_SIZE]
-    return Problems(many.state_B[kept], many.action_BS[kept])
+    kept_B, first = np.zeros(0, game.dtype), 0
+    while len(kept_B) < TEST_SIZE:
+        chance_R = mixed(TEST_SEED, SPLITS.index(split), game.numbers, np.arange(first, first + ROUND))
+        drawn_R, first = _drawn(game, split, chance_R), first + ROUND
+        fits_R = drawn_R[split_of(drawn_R) == SPLITS.index(split)]
+        kept_B = np.concatenate((kept_B, fits_R[solvable(game, fits_R)]))
+        kept_B = kept_B[np.sort(np.unique(game.key(kept_B), return_index=True)[1])]
+    return kept_B[:TEST_SIZE]
+
+
+def solvable(game: Countdown, state_B: States) -> Array:
+    """Whether each problem has a solution, bool [B]; all ways are looked at, whatever the number of numbers."""
+    solvable_B = np.zeros(len(state_B), dtype=bool)
+    for first in range(0, len(state_B), TOGETHER):
+        state_N = state_B[first : first + TOGETHER]
+        origin_N = first + np.arange(len(state_N))
+        for _ in range(game.numbers - 3):
+            rows, action_N = np.nonzero(game.legal(state_N))
+            state_N, origin_N = game.step(state_N[rows], action_N), origin_N[rows]
+            once = np.unique(mixed(game.key(state_N), origin_N), return_index=True)[1]
+            state_N, origin_N = state_N[once], origin_N[once]
+        solvable_B[origin_N[_meets(state_N, _steps(game, state_N, None)).any((1, 2))]] = True
+    return solvable_B
 
 
 def digest(state_B: States) -> str:
