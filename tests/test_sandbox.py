@@ -8,29 +8,16 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
+from processes import alive
 
 from nomoat.core.errors import ConfigError
-from nomoat.search.sandbox import JAIL, Ended, Limits, Sandbox
+from nomoat.search.sandbox import Ended, Limits, Sandbox
 
 PATIENT = Limits(seconds=60)
 """For programs that end by themselves, on a machine that has other things to do."""
 WAYS = [(), ("namespaces",), ("namespaces", "user")]
-
-
-def alive(marker: str = str(JAIL)) -> set[int]:
-    """Processes with the marker on their command line: jails, and whatever they have forked."""
-    found = set()
-    for folder in Path("/proc").iterdir():
-        try:
-            if folder.name.isdigit() and marker in (folder / "cmdline").read_text(errors="replace"):
-                state = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()[0]
-                found |= {int(folder.name)} if state != "Z" else set()
-        except OSError:
-            continue
-    return found
 
 
 @pytest.fixture(scope="module", params=WAYS, ids=["all", "no-namespaces", "nothing"])

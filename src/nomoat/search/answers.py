@@ -28,7 +28,7 @@ LONGEST = 1_000_000
 LETTERS = "ABCDEFGHIJ"
 FRAME = re.compile(r"\\(?:boxed|text|textbf|mathrm)\{([^{}]{0,200})\}|[*_`$]")
 CLAIM = re.compile(
-    r"\b(?:answer|choice|option)\b\s*+(?:is\b|[:=])[\s:=]*+(?:(?:option|choice)\s++)?+[(\[]?"
+    r"\b(?i:answer|choice|option)\b\s*+(?i:is\b|[:=])[\s:=]*+(?:(?i:option|choice)\s++)?+[(\[]?"
     r"(?:([A-HJ])(?![\w'’])|([Ia-j])(?=[)\].,;:!?]|\s*(?:\n|$)))",
 )
 ANOTHER = re.compile(r"[)\]]?\s*(?:or|and|,|/|&)\s*[(\[]?([A-J])(?![\w'’])")
