@@ -44,7 +44,8 @@ def think(output: Output, model: str, question: str, **asked: Any) -> None:
 
     found = thinking.think(model, question, **asked)
     usage = asdict(found.usage)
-    told = f"{usage['tokens']:,} tokens, {usage['nodes']:,} pieces, {usage['evaluations']:,} judgements, {usage['seconds']:.1f} s"
+    counts = f"{usage['tokens']:,} tokens, {usage['nodes']:,} pieces, {usage['evaluations']:,} judgements"
+    told = f"{counts}, {usage['seconds']:.1f} s"
     if found.best is None:
         text = f"Nothing was finished within the budget ({told}): raise --budget"
         output.result({"answer": None, "right": None, "usage": usage}, text)
