@@ -173,6 +173,46 @@ def test_many_clients_get_what_each_would_get_alone(server):
     assert [found[n] for n in range(1, 9)] == alone
 
 
+def test_an_answer_by_search_says_what_it_took(server):
+    client, _ = server
+    how = {"model": "tiny", "messages": HI, "max_tokens": 12, "seed": 3}
+    for strategy in ("best-of-n", "vote", "beam", "mcts"):
+        search = {"strategy": strategy, "budget": 20, "verifier": "regex:[a-z]"}
+        answer = client.chat.completions.create(**how, extra_body={"search": search})
+        told = answer.usage.model_extra["search"]
+        assert told["strategy"] == strategy
+        assert told["pieces"] >= 4
+        assert told["evaluations"] >= told["finished"] > 0
+        assert told["right"] in (0.0, 1.0)
+        assert bool(re.search("[a-z]", answer.choices[0].message.content)) == (told["right"] == 1.0)
+        assert answer.usage.completion_tokens >= told["pieces"]
+    many = {"strategy": "best-of-n", "budget": 40}
+    one = client.completions.create(model="tiny", prompt="ab", max_tokens=8, seed=3, extra_body={"search": many})
+    assert one.usage.model_extra["search"]["finished"] == 40
+    again = client.completions.create(model="tiny", prompt="ab", max_tokens=8, seed=3, extra_body={"search": many})
+    assert one.choices[0].text == again.choices[0].text
+
+
+@pytest.mark.parametrize(
+    ("search", "more", "said"),
+    [
+        ({"budget": 0}, {}, "greater than or equal to 1"),
+        ({"strategy": "magic"}, {}, "best-of-n"),
+        ({"verifier": "tests"}, {}, "there is no verifier"),
+        ({"verifier": "/etc/x.py:f"}, {}, "there is no verifier"),
+        ({"verifier": "regex:("}, {}, "regex|pattern"),
+        ({}, {"stream": True}, "streamed"),
+        ({}, {"n": 2}, "one text"),
+        ({}, {"logprobs": True}, "log-prob"),
+        ({}, {"response_format": {"type": "json_object"}}, "form"),
+    ],
+)
+def test_a_search_that_cannot_be_had_is_refused(server, search, more, said):
+    client, _ = server
+    with pytest.raises(openai.BadRequestError, match=f"(?i){said}"):
+        client.chat.completions.create(model="tiny", messages=HI, max_tokens=4, extra_body={"search": search}, **more)
+
+
 def test_a_client_that_leaves_frees_its_slot(server):
     import httpx
 

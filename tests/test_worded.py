@@ -19,7 +19,7 @@ from nomoat.search.worded import Lines, Worded, pass_at, solve, solved
 
 GAME = Countdown(4)
 NOTATION = Notation(GAME)
-PROBLEMS = exam(GAME, "numbers").state_B
+PROBLEMS = exam(GAME, "numbers")
 
 
 @pytest.fixture(scope="module")

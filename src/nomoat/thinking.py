@@ -15,43 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nomoat.core.errors import ConfigError, nearest
+from nomoat.core.errors import ConfigError
 from nomoat.core.run import Run
 from nomoat.texts import at_hand
 
 if TYPE_CHECKING:
-    from nomoat.search.planning import Effort
-    from nomoat.search.thoughts import Strategy, Thinking
+    from nomoat.search.thoughts import Thinking
 
 Watch = Callable[[Mapping[str, Any]], None]
 
-STRATEGIES = ("best-of-n", "vote", "beam", "dvts", "tot", "mcts", "particles")
 LIFTED = 0.9
 """An uninformed policy that reaches so much of what the model does: the curve says nothing of the model."""
-
-
-def strategy_of(name: str, budget: int) -> Strategy:
-    """The strategy of a name, sized so that about `budget` pieces are written for a question.
-
-    Raises:
-        ConfigError: there is none of that name.
-    """
-    from nomoat.search import thoughts
-
-    side = max(1, round((budget / 4) ** 0.5))
-    made = {
-        "best-of-n": lambda: thoughts.best_of(budget),
-        "vote": lambda: thoughts.voted(budget),
-        "beam": lambda: thoughts.beam(side, 4),
-        "dvts": lambda: thoughts.dvts(max(1, budget // 16), 4),
-        "tot": lambda: thoughts.tree_of_thoughts(1, 4),
-        "particles": lambda: thoughts.particles(max(2, budget // 4)),
-    }
-    if name not in made:
-        raise ConfigError(
-            f"there is no strategy `{name}`", f"there is {', '.join(STRATEGIES)}", nearest(name, STRATEGIES)
-        )
-    return made[name]()
 
 
 def think(
@@ -70,7 +44,7 @@ def think(
     Args:
         model: a run that writes text.
         question: as the model reads it.
-        strategy: one of `STRATEGIES`.
+        strategy: best-of-n, vote, beam, dvts, tot, mcts or particles.
         verifier: what says whether an answer is right, as on the command line; None: the model's own probability.
         budget: answers (best-of-n, vote) or steps (the others) that are written at most.
         prm: a run of `improve --by prm`, which says how promising a beginning is.
@@ -86,7 +60,7 @@ def think(
     from nomoat.core.run import load
     from nomoat.sampling.tokens import SamplingOptions
     from nomoat.search.planning import Effort
-    from nomoat.search.thoughts import Question
+    from nomoat.search.thoughts import Question, strategy_of
     from nomoat.search.thoughts import think as thinks
     from nomoat.search.writers import Forcing, ModelWriter
     from nomoat.texts import spelling
@@ -109,16 +83,8 @@ def think(
             from nomoat.search.text_tree import searched
 
             return searched([asked], writer, Effort(nodes=budget), assess, verify, seed)[0]
-        return thinks(
-            [asked], writer, strategy_of(strategy, budget), _effort(strategy, budget), assess, verify, seed=seed
-        )[0]
-
-
-def _effort(strategy: str, budget: int) -> Effort:
-    """Whole answers are counted by the strategy itself."""
-    from nomoat.search.planning import Effort
-
-    return Effort(nodes=10**9 if strategy in ("best-of-n", "vote") else budget)
+        chosen, effort = strategy_of(strategy, budget)
+        return thinks([asked], writer, chosen, effort, assess, verify, seed=seed)[0]
 
 
 def _verifier(text: str) -> Any:

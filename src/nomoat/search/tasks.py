@@ -120,7 +120,7 @@ class CountdownTask:
         if self.puzzles:
             numbers = [[int(word) for word in str(row["puzzle"]).split()] for row in rows_of(Path(self.puzzles))]
             return self.game.start(numbers[:count], [24] * len(numbers[:count]))
-        return exam(self.game, self.split).state_B[:count]
+        return exam(self.game, self.split)[:count]
 
     def attempts(self, model: Any, spelling: Spells | None, questions: States, tries: int, seed: int) -> Attempts:
         """Answers, token by token or mask by mask."""

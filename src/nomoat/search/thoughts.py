@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 
 from nomoat.core.domain import Verdict, Verifier
-from nomoat.core.errors import ConfigError
+from nomoat.core.errors import ConfigError, nearest
 from nomoat.search.planning import Effort, Usage
 
 if TYPE_CHECKING:
@@ -171,6 +171,29 @@ def tree_of_thoughts(width: int, expand: int) -> Strategy:
 def particles(n: int, heat: float = 0.1) -> Strategy:
     """`n` thoughts, drawn anew after each step by how promising they are (sequential Monte Carlo)."""
     return Strategy("particles", width=n, resample=True, heat=heat)
+
+
+def strategy_of(name: str, budget: int) -> tuple[Strategy, Effort]:
+    """The strategy of a name, sized so that about `budget` answers (of the first two) or steps are written.
+
+    Raises:
+        ConfigError: there is none of that name, or nothing to spend.
+    """
+    made = {
+        "best-of-n": lambda: best_of(budget),
+        "vote": lambda: voted(budget),
+        "beam": lambda: beam(max(1, round((budget / 4) ** 0.5)), 4),
+        "dvts": lambda: dvts(max(1, budget // 16), 4),
+        "tot": lambda: tree_of_thoughts(1, 4),
+        "particles": lambda: particles(max(2, budget // 4)),
+    }
+    if name not in made:
+        raise ConfigError(f"there is no strategy `{name}`", f"there is {', '.join(made)}, mcts", nearest(name, made))
+    if budget < 1:
+        raise ConfigError(f"a budget of {budget} buys no thought", fix="use --budget 16")
+    chosen = made[name]()
+    # Whole answers are counted by the strategy itself.
+    return chosen, Effort(nodes=10**9 if chosen.whole else budget)
 
 
 @dataclass

@@ -22,7 +22,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from nomoat.core.errors import CheckpointError, ConfigError, DataError, NomoatError, RunError
-from nomoat.serve import asking, shapes
+from nomoat.serve import asking, searching, shapes
 from nomoat.serve.ask import Full
 from nomoat.serve.chunks import ChatChunks, Chunks, EventStream, TextChunks, collected
 from nomoat.serve.guard import Guard, is_loopback, log
@@ -35,6 +35,7 @@ from nomoat.serve.openai import (
     Drawing,
     EmbeddingRequest,
     ResponsesRequest,
+    Texts,
     to_bytes,
 )
 from nomoat.serve.responses import ResponseEvents, as_chat
@@ -169,6 +170,8 @@ class Server:
         return await self.models.get(name)
 
     async def _write(self, served: Served, wanted: Wanted, body: Drawing, request: Request, chunks: Chunks) -> Response:
+        if isinstance(body, Texts) and body.search is not None:
+            return answered(await searching.answer(served, wanted, body, chunks, request.receive))
         answer = Answer(served, wanted, self.mailbox)
         if body.stream:
             return EventStream(answer, chunks, self.settings.deadline_seconds)

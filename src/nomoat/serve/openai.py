@@ -22,6 +22,7 @@ MOST_LOGPROBS = 20
 MOST_PROMPTS = 64
 MOST_TOOLS = 128
 MOST_EMBEDDED = 2048
+MOST_SEARCHED = 1024
 
 
 class ApiError(Exception):
@@ -119,8 +120,18 @@ class Drawing(Body):
 Stop = Annotated[str, Field(min_length=1, max_length=STOP_LETTERS)]
 
 
+class Search(Body):
+    """An answer by search: `budget` answers (best-of-n, vote) or steps are written, `verifier` says what is right."""
+
+    strategy: Literal["best-of-n", "vote", "beam", "dvts", "tot", "mcts", "particles"] = "best-of-n"
+    budget: int = Field(8, ge=1, le=MOST_SEARCHED)
+    verifier: str | None = Field(None, max_length=STOP_LETTERS)
+    answer: str | None = Field(None, max_length=STOP_LETTERS)
+
+
 class Texts(Drawing):
-    """What chat and completions share. `structured_outputs` is vLLM's: a `choice`, `regex` or `grammar` to hold to."""
+    """What chat and completions share. `structured_outputs` is vLLM's: a `choice`, `regex` or `grammar` to hold to;
+    `search` is ours."""
 
     n: int | None = Field(None, ge=1, le=MOST_TEXTS)
     stop: Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS)] | None = None
@@ -128,6 +139,7 @@ class Texts(Drawing):
     presence_penalty: Annotated[float | None, absent("presence_penalty")] = None
     frequency_penalty: Annotated[float | None, absent("frequency_penalty")] = None
     logit_bias: Annotated[dict[str, float] | None, absent("logit_bias")] = None
+    search: Search | None = None
     structured_outputs: dict[Literal["choice", "regex", "grammar"], str | list[str]] | None = None
 
 
