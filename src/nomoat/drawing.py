@@ -115,14 +115,14 @@ def draw(
     if not 1 <= n <= MOST:
         raise ConfigError(f"{n:,} pictures cannot be asked for", fix=f"1 to {MOST:,}")
     opened, given = Run.open(run), given or Given()
-    family, drawing = _family(opened, device), drawing or Drawing(guidance=guidance(opened, prompt))
+    family, drawing = drawer(opened, device), drawing or Drawing(guidance=guidance(opened, prompt))
     pictures = _pictures(given, family)
     asked = {"prompt": prompt, "n": n, "between": given.between, **asdict(drawing)}
     _check(opened, family, prompt, pictures, given, drawing)
     found = []
-    for row, image_YXC in enumerate(_rows(opened, family, asked, pictures, range(n))):
-        settings = _settings(opened, asked, pictures, row)
-        path = None if out is None else _write(Path(out), f"{opened.label}-{drawing.seed}", row, image_YXC, settings)
+    for row, image_YXC in enumerate(rows_of(opened, family, asked, pictures, range(n))):
+        settings = settings_of(opened, asked, pictures, row)
+        path = None if out is None else written(Path(out), f"{opened.label}-{drawing.seed}", row, image_YXC, settings)
         found.append(Drawn(image_YXC, settings, path))
         if watch is not None:
             watch({"kind": "picture", "done": row + 1, "of": n, "path": path})
@@ -142,10 +142,10 @@ def again(picture: Path | str, out: Path | str | None = None, device: str = "aut
         raise RunError(
             f"{opened.name} is no longer what drew {picture}", "its weights are others now", "draw with an older copy"
         )
-    family, row = _family(opened, device), int(settings["row"])
+    family, row = drawer(opened, device), int(settings["row"])
     pictures = {name: _read(io.BytesIO(base64.b64decode(text))) for name, text in settings.get("pictures", {}).items()}
-    [image_YXC] = _rows(opened, family, settings, pictures, range(row, row + 1))
-    path = None if out is None else _write(Path(out), f"{opened.label}-{settings['seed']}", row, image_YXC, settings)
+    [image_YXC] = rows_of(opened, family, settings, pictures, range(row, row + 1))
+    path = None if out is None else written(Path(out), f"{opened.label}-{settings['seed']}", row, image_YXC, settings)
     return Drawn(image_YXC, settings, path)
 
 
@@ -178,7 +178,12 @@ def parameters(picture: Path | str) -> dict[str, Any]:
     return held
 
 
-def _family(run: Run, device: str) -> Any:
+def drawer(run: Run, device: str) -> Any:
+    """The model of a run that draws.
+
+    Raises:
+        ConfigError: it does not.
+    """
     from nomoat.core.device import choose
     from nomoat.core.run import load
 
@@ -214,7 +219,7 @@ def _check(run: Run, family: Any, prompt: str, pictures: Mapping[str, Any], give
         )
 
 
-def _rows(
+def rows_of(
     run: Run, family: Any, asked: Mapping[str, Any], pictures: Mapping[str, NDArray[Any]], rows: range
 ) -> Iterator[NDArray[np.uint8]]:
     """The pictures of some rows, drawn with those beside which they would always stand."""
@@ -225,7 +230,7 @@ def _rows(
     drawing = Drawing(**{name: asked[name] for name in names})
     place = next(family.parameters()).device
     for first in range(rows.start - rows.start % ROWS, rows.stop, ROWS):
-        prompts = _prompts(run, family, asked, pictures, range(first, min(first + ROWS, asked["n"])))
+        prompts = prompts_of(run, family, asked, pictures, range(first, min(first + ROWS, asked["n"])))
         with torch.no_grad(), run.autocast(place):
             placed = {
                 name: value.to(place) if isinstance(value, torch.Tensor) else value for name, value in prompts.items()
@@ -236,10 +241,11 @@ def _rows(
             yield np.ascontiguousarray(images[row - first])
 
 
-def _prompts(
+def prompts_of(
     run: Run, family: Any, asked: Mapping[str, Any], pictures: Mapping[str, NDArray[Any]], rows: range
 ) -> dict[str, Any]:
     """The batch that a family reads."""
+    import numpy as np
     import torch
 
     config, count = family.config, len(rows)
@@ -255,6 +261,9 @@ def _prompts(
             image = (image + 1) / 2
             image = image.mean(1, keepdim=True) if grey else image
         made[name] = image[:, :1] > 0 if name == "mask" else image
+    if asked.get("noise"):  # found by a search
+        found = np.frombuffer(base64.b64decode(asked["noise"]), np.float32).reshape(1, *family.noise_shape)
+        made["noise"] = torch.from_numpy(found.copy()).expand(count, *family.noise_shape)
     if asked.get("between"):
         share_B = torch.tensor([row / max(1, asked["n"] - 1) for row in rows]).clamp(max=1.0)
         share_B111 = share_B[:, None, None, None]
@@ -349,7 +358,8 @@ def _tensor(image_YXC: NDArray[Any]) -> Any:
     return torch.from_numpy(image_YXC).permute(2, 0, 1)[None].float() / 127.5 - 1
 
 
-def _settings(run: Run, asked: Mapping[str, Any], pictures: Mapping[str, Any], row: int) -> dict[str, Any]:
+def settings_of(run: Run, asked: Mapping[str, Any], pictures: Mapping[str, Any], row: int) -> dict[str, Any]:
+    """What a picture carries, so that it can be drawn again."""
     held = {name: base64.b64encode(_png(image, {})).decode() for name, image in pictures.items()}
     whole = {"nomoat": __version__, "run": run.name, "sha256": Ref(str(run.path)).pinned().sha256, "row": row, **asked}
     return {**whole, **({"pictures": held} if held else {})}
@@ -369,7 +379,7 @@ def _png(image_YXC: NDArray[Any], settings: Mapping[str, Any]) -> bytes:
     return file.getvalue()
 
 
-def _write(folder: Path, stem: str, row: int, image_YXC: NDArray[Any], settings: Mapping[str, Any]) -> Path:
+def written(folder: Path, stem: str, row: int, image_YXC: NDArray[Any], settings: Mapping[str, Any]) -> Path:
     """The PNG, under a name that nothing has yet."""
     from nomoat.core import durable
 

@@ -45,6 +45,10 @@ GAP = 1  # columns, and pairs of rows, between two pictures
 @click.option("--variation-of", type=FILE, help="A picture to be varied.")
 @click.option("--interpolate", nargs=2, metavar="A B", help="Two pictures or two seeds, and what lies between.")
 @click.option("--fit", is_flag=True, help="Crop and scale given pictures to the model's size.")
+@click.option("--judge", metavar="RUN", help="Search: who chooses among --tries, a CLIP; or reader, for shapes.")
+@click.option("--second", metavar="RUN", help="Another judge, who is asked whether the first is fooled.")
+@click.option("--tries", type=click.IntRange(1), default=16, help="Drawn for each picture, with --judge. [16]")
+@click.option("--way", default="best-of-n", help="How noises are searched: best-of-n or zero-order. [best-of-n]")
 @click.option("--out", default="drawn", metavar="FOLDER", help="Where the PNGs go. [drawn]")
 @click.option("--again", type=FILE, metavar="PNG", help="Draw this picture once more, by what it carries.")
 @options.seed
@@ -63,17 +67,39 @@ def draw(output: Output, run: str | None, prompt: str, again: str | None, out: s
         guidance = asked["guidance"] if asked["guidance"] is not None else drawing.guidance(Run.open(run), prompt)
         same = {name: asked[name] for name in NAMES}
         how = Drawing(guidance=guidance, **same)
+        if asked["judge"] is not None:
+            return _searched(output, run, prompt, how, out, device, asked)
         found = drawing.draw(run, prompt, asked["n"], how, given, out, device, output.event)
     elif run is None and again is not None:
         found = [drawing.again(again, out, device)]
     else:
         raise ConfigError("draw needs one run, or --again", "it is one or the other", "nomoat draw last 'a red circle'")
+    told = _shown(output, found)
+    return output.result({"run": told[0]["run"], "pictures": told})
+
+
+def _searched(output: Output, run: str, prompt: str, how: Any, out: str, device: str, asked: dict[str, Any]) -> None:
+    """Pictures that a judge has chosen."""
+    from nomoat import imagining
+    from nomoat.search.noises import Search
+
+    judges = [each for each in (asked["judge"], asked["second"]) if each is not None]
+    search = Search(asked["tries"], asked["way"])
+    found = imagining.imagine(run, prompt, judges, asked["n"], search, out, how, device)
+    told = _shown(output, found.pictures)
+    course = [each._asdict() for each in found.course]
+    fields = {"run": told[0]["run"], "pictures": told, "course": course, "warning": found.warning}
+    output.result(fields, found.as_text())
+
+
+def _shown(output: Output, found: Sequence[Any]) -> list[dict[str, Any]]:
+    """Show pictures, and say what each was asked for."""
     if not output.json and in_colour():
         output.stream(grid([one.image_YXC for one in found], shutil.get_terminal_size().columns))
     for one in found:
         output.say(str(one.path))
-    told = [{"path": one.path, **{k: v for k, v in one.settings.items() if k != "pictures"}} for one in found]
-    output.result({"run": told[0]["run"], "pictures": told})
+    hidden = ("pictures", "noise")
+    return [{"path": one.path, **{k: v for k, v in one.settings.items() if k not in hidden}} for one in found]
 
 
 def in_colour() -> bool:
