@@ -111,21 +111,17 @@ def played(run: Run, device: str, watch: Watch | None, began: float | None = Non
     """Train a run to its end, then set it on a ladder: report.txt, report.json and the card."""
     making.trained(run, device, watch)
     known = run.read_json(PLAYER) or {}
-    seconds = known.get("seconds")
-    if began is not None and seconds is not None:
-        spent = time.perf_counter() - began
-        seconds = max(2.0, seconds - 0.1 * spent if spent < seconds else seconds)
-    return making.reported(run, judged(run, device, watch, seconds), began)
+    return making.reported(run, judged(run, device, watch, known.get("seconds") or MOST_REPORT), began)
 
 
-def judged(run: Run, device: str = "auto", watch: Watch | None = None, seconds: float | None = None) -> PlayerReport:
+def judged(run: Run, device: str = "auto", watch: Watch | None = None, seconds: float = MOST_REPORT) -> PlayerReport:
     """How strong a player is, beside players without a network; of a small game, whether it can be beaten at all.
 
     Args:
         run: of a player.
         device: where its network computes.
         watch: told what happens.
-        seconds: that matches may take; those that would take longer are left out. None: no limit.
+        seconds: that matches may take; those that would take longer are left out.
     """
     from nomoat.core.device import choose
     from nomoat.core.run import load
@@ -151,7 +147,7 @@ def judged(run: Run, device: str = "auto", watch: Watch | None = None, seconds: 
                 results.append(match(game, one, other, GAMES, seed=number, openings=OPENINGS))
             spent = time.perf_counter() - began
             # The next is ten times as slow.
-            if seconds is not None and number + 1 < len(others) and spent + 10 * spent / (number + 1) > seconds:
+            if number + 1 < len(others) and spent + 10 * spent / (number + 1) > seconds:
                 break
         results.append(match(game, searched, raw, GAMES, seed=99, openings=OPENINGS))
         proof = _proof(game, raw, searched)

@@ -189,7 +189,8 @@ def panel(health: Mapping[str, Any]) -> str:
     told = (
         f"{health['plies']:.0f} plies a game, the first wins {health['first_wins']:.0%}, draws {health['draws']:.0%}, "
         f"policy entropy {health['policy_entropy']:.2f} nats, {health['openings']:.0%} of the openings differ, "
-        f"{health['proved']:.0%} of the searches proved, values off by {health['calibration']:.2f}"
+        f"{health['proved']:.0%} of the searches proved, in {health['mistakes']:.0%} of them the policy was mistaken, "
+        f"values off by {health['calibration']:.2f}"
     )
     amiss = []
     if health["openings"] < 0.1:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nomoat.search.planning import plan
+from nomoat.search.planning import Planned, plan
 from nomoat.search.replay import Positions
 from nomoat.search.selection import Gumbel
 from nomoat.search.tree import Trees
@@ -62,11 +62,16 @@ class Health:
     entropy: float = 0.0
     policies: int = 0
     proved: int = 0
+    mistaken: int = 0
     guesses: list[tuple[float, float]] = field(default_factory=list)
     openings: Counter[int] = field(default_factory=Counter)
 
     def told(self) -> dict[str, float]:
-        """As numbers for the journal; `calibration` is the mean gap between values and results, by fifths of value."""
+        """As numbers for the journal.
+
+        `calibration` is the mean gap between values and results, by fifths of value; `mistakes` the share of proved
+        positions in which the policy's first choice, before the search, is proved to be worse than another.
+        """
         games, policies = max(1, self.games), max(1, self.policies)
         guessed = np.array(self.guesses or [(0.0, 0.0)])
         fifth = np.clip(((guessed[:, 0] + 1) * 2.5).astype(int), 0, 4)
@@ -81,6 +86,7 @@ class Health:
             "policy_entropy": self.entropy / policies,
             "openings": len(self.openings) / max(1, sum(self.openings.values())),
             "proved": self.proved / policies,
+            "mistakes": self.mistaken / max(1, self.proved),
             "calibration": float(sum(gaps)),
         }
 
@@ -147,12 +153,13 @@ class Table:
             planned = plan(trees, manner.rule, simulations, noise[chosen] if chosen is full else None)
             policy[chosen], action[chosen] = planned.policy_BA, planned.action_B
             root[chosen], known[chosen] = planned.value_B, planned.known_B
+            self._count(trees, planned)
         self.states[rows, self.length], self.policies[rows, self.length] = self.state, policy
         # Where the mover has lost whatever he does, there is no policy to learn.
         lost = known * (1 - 2 * self.game.mover(self.state)) == -1
         self.masks[rows, self.length], self.values[rows, self.length] = full & ~lost, root
         self.known[rows, self.length] = known
-        self._count(policy[full], known)
+        self.health.openings.update(self.game.key(self.state[self.length == VARIETY_PLY]).tolist())
         self.length += 1
         self.state = self.game.step(self.state, action)
         over, result = self.game.outcome(self.state)
@@ -181,13 +188,15 @@ class Table:
         self._open(over, chance)
         return positions
 
-    def _count(self, policy: Array, known: Array) -> None:
-        """Note what the health panel shows of one move."""
-        health = self.health
+    def _count(self, trees: Trees, planned: Planned) -> None:
+        """Note what the health panel shows of some searches."""
+        health, policy, proved = self.health, planned.policy_BA, ~np.isnan(planned.known_B)
         health.entropy -= float((policy * np.log(np.maximum(policy, 1e-9))).sum())
-        health.policies, health.proved = health.policies + len(policy), health.proved + int((~np.isnan(known)).sum())
-        at = self.length == VARIETY_PLY
-        health.openings.update(self.game.key(self.state[at]).tolist())
+        health.policies, health.proved = health.policies + len(policy), health.proved + int(proved.sum())
+        edges = trees.edges(trees.roots, np.arange(trees.count))
+        first = edges.prior.argmax(1)
+        at = np.arange(len(first))
+        health.mistaken += int((proved & edges.known[at, first] & ~edges.best_known[at, first]).sum())
 
     def _open(self, games: Array, chance: np.random.Generator) -> None:
         """New games in these places, half of them after a few moves at random."""
