@@ -1,0 +1,203 @@
+"""How well connect four is learned from nothing: matches against alpha-beta, mistakes by phase, what the values know.
+
+    python benchmarks/connect_four/strength.py train --minutes 30 --seed 0 --work FOLDER [NAME=VALUE ...]
+    python benchmarks/connect_four/strength.py judge RUN --work FOLDER
+    python benchmarks/connect_four/strength.py ceiling --minutes 10 --work FOLDER     the same net on solver's labels
+
+`train` is what `nomoat selfplay connect-four` does, then `judge`. Matches: 200 games, the same 100 openings of 2 to 5
+random plies for both colours, no noise; 32 and 200 simulations a move. Mistakes: on the labelled positions
+(positions.csv), by the raw policy and after 32 and 800 simulations; beside them the controls of `positions.py
+controls`. Correlation: of the value head with the solver's result. `ceiling` trains the same network on positions of
+noisy games whose values and best moves the solver gives: what capacity there is. Results are merged into
+benchmarks/results/connect_four.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from connect_four.play import PHASES, load, positions
+from peers import ROOT, record
+
+from nomoat import making, selfplaying
+from nomoat.core.budget import Budget
+from nomoat.core.config import override
+from nomoat.core.recipe import find
+from nomoat.core.run import Run
+from nomoat.core.run import load as loaded
+from nomoat.evaluate.figure import wilson
+from nomoat.games.connect_four import ConnectFour
+from nomoat.games.match import elo, match
+from nomoat.search.players import Searcher
+from nomoat.search.selfplay import health, playing
+
+GAME = ConnectFour()
+RESULTS = ROOT / "benchmarks" / "results" / "connect_four.json"
+
+
+class AlphaBeta:
+    """The benchmark's alpha-beta as a player of a match."""
+
+    def __init__(self, depth: int, seed: int = 0) -> None:
+        self.name, self.depth, self.seed, self.solver = f"alpha-beta {depth}", depth, seed, load(16)
+
+    def begin(self, count: int) -> None:
+        """Nothing to do."""
+
+    def told(self, row_B: Any, state_B: Any, action_B: Any) -> None:
+        """Nothing to do."""
+
+    def choose(self, row_B: Any, state_B: Any) -> list[int]:
+        """Its moves."""
+        self.seed += 1
+        return [int(move) for move in self.solver.alphabeta(boards(state_B), self.depth, self.seed)]
+
+
+def boards(state_B: Any) -> Any:
+    """States as boards of the solver: 1 the mover's stones, 2 the other's."""
+    planes = GAME.observe(state_B)
+    return (planes[:, 0] + 2 * planes[:, 1]).astype(np.int8)
+
+
+def states(moves: list[list[int]]) -> Any:
+    """Positions as states."""
+    made = []
+    for line in moves:
+        state = GAME.start(1)
+        for action in line:
+            state = GAME.step(state, np.array([action]))
+        made.append(state)
+    return np.concatenate(made)
+
+
+def judged(run: Run, games: int = 200) -> dict[str, Any]:
+    """All that is measured of a player."""
+    family: Any = loaded(run)
+    found: dict[str, Any] = {"parameters": sum(p.numel() for p in family.parameters()), "matches": {}, "mistakes": {}}
+    labelled = positions()
+    state = states(labelled.moves)
+    result = labelled.values_BA.max(1)
+    with playing(family, run.decided("precision", "fp32")) as guess:
+        value = guess(state).value_B * (1 - 2 * GAME.mover(state))
+        for simulations in (0, 32, 800):
+            player, moves = Searcher(GAME, guess, simulations), []
+            for first in range(0, len(state), 400):
+                moves += player.choose(None, state[first : first + 400])
+            wrong = labelled.mistakes(np.array(moves))
+            found["mistakes"][player.name] = {
+                phase: list(wilson(int(wrong[labelled.phase_B == phase].sum()), int((labelled.phase_B == phase).sum())))
+                for phase in PHASES
+            }
+        found["correlation"] = {
+            phase: float(np.corrcoef(value[labelled.phase_B == phase], result[labelled.phase_B == phase])[0, 1])
+            for phase in PHASES
+        }
+        found["correlation"]["all"] = float(np.corrcoef(value, result)[0, 1])
+        for simulations, depth in ((0, 5), (32, 5), (200, 5), (200, 7)):
+            one, points = Searcher(GAME, guess, simulations), []
+            for openings in (2, 3, 4, 5):
+                played = match(GAME, one, AlphaBeta(depth), games // 4, seed=100 + openings, openings=openings)
+                points.append(played)
+            won, drawn, lost = (sum(each) for each in zip(*(each.counts() for each in points), strict=True))
+            name = f"{one.name} against alpha-beta {depth}"
+            found["matches"][name] = {
+                "won": won,
+                "drawn": drawn,
+                "lost": lost,
+                "share": list(wilson(won, won + drawn + lost)),
+            }
+            print(name, found["matches"][name], list(elo(points[0])), flush=True)
+    rounds = health(run.path)
+    found["health"] = [rounds[len(rounds) * k // 8] for k in range(8)] + rounds[-1:] if rounds else []
+    return found
+
+
+def trained(asked: argparse.Namespace) -> Run:
+    """Self-play for so long, and no report: `judge` is one."""
+    recipe = override(find("connect-four"), asked.settings)
+    recipe = replace(recipe, budget=Budget.parse(f"{60 * asked.minutes:.0f}s"), seed=asked.seed)
+    run = making.started(f"connect-four-{asked.seed}", recipe, asked.work / "runs", None, None)
+    run.write_json(selfplaying.PLAYER, {"game": GAME.name})
+    return making.trained(run, "auto", None)
+
+
+def ceiling(asked: argparse.Namespace) -> dict[str, Any]:
+    """The recipe's network on solved positions: the best that so small a net can do."""
+    import torch
+    from connect_four.positions import noisy_game
+
+    recipe = override(find("connect-four"), asked.settings)
+    solver, chance = load(26), np.random.default_rng(7)
+    family, rows = recipe.family.build({}), list[Any]()
+    began = time.perf_counter()
+    while time.perf_counter() - began < 30 * asked.minutes:
+        stones = int(chance.integers(12, 39))
+        if (moves := noisy_game(solver, stones, chance)) is not None:
+            rows.append(moves)
+    state = states(rows)
+    values = solver.values(boards(state))
+    best = values == values.max(1, keepdims=True)
+    sign = values.max(1).astype(np.float32) * (1 - 2 * GAME.mover(state))
+    policy = (best / best.sum(1, keepdims=True)).astype(np.float32)
+    held = {"state": state, "policy": policy, "policy_mask": np.ones(len(state), np.float32), "value": sign}
+    optimizer, steps = torch.optim.AdamW(family.parameters(), lr=2e-3, weight_decay=1e-4), 0
+    began = time.perf_counter()
+    while (spent := (time.perf_counter() - began) / (30 * asked.minutes)) < 1:
+        some = chance.integers(len(state), size=256)
+        batch = recipe.data.batch({name: array[some] for name, array in held.items()}, chance)
+        loss = family.loss(batch)
+        optimizer.param_groups[0]["lr"] = 2e-3 * (1 - spent)
+        optimizer.zero_grad()
+        (loss.total / loss.count).backward()
+        optimizer.step()
+        steps += 1
+    labelled = positions()
+    state = states(labelled.moves)
+    guess = family.eval().guess(state)
+    wrong = labelled.mistakes(np.where(GAME.legal(state), guess.logits_BA, -np.inf).argmax(1))
+    value, result = guess.value_B * (1 - 2 * GAME.mover(state)), labelled.values_BA.max(1)
+    return {
+        "positions": len(rows),
+        "steps": steps,
+        "mistakes": {phase: float(wrong[labelled.phase_B == phase].mean()) for phase in PHASES},
+        "correlation": {
+            phase: float(np.corrcoef(value[labelled.phase_B == phase], result[labelled.phase_B == phase])[0, 1])
+            for phase in PHASES
+        },
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("train", "judge", "ceiling"))
+    parser.add_argument("settings", nargs="*", help="of the recipe; of `judge` the run")
+    parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    asked = parser.parse_args()
+    held = json.loads(asked.results.read_text())["figures"] if asked.results.exists() else {}
+    key = ", ".join([asked.what, f"{asked.minutes:g} minutes", f"seed {asked.seed}", *asked.settings])
+    if asked.what == "ceiling":
+        held[key] = ceiling(asked)
+    else:
+        run = Run.open(asked.settings[0]) if asked.what == "judge" else trained(asked)
+        last = run.metrics("step")[-1]
+        told = {"steps": last["step"], "seconds": last["seconds"], "games": sum(h["games"] for h in health(run.path))}
+        held[key] = {**told, **judged(run)}
+    record("connect_four", held, asked.results)
+    print(json.dumps({name: value for name, value in held[key].items() if name != "health"}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
