@@ -272,7 +272,9 @@ def test_a_jail_that_does_not_answer_is_given_up(monkeypatch):
 def test_programs_end_with_the_process_that_runs_them(without, tmp_path):
     before = alive()
     own = f"""
+import tempfile
 from nomoat.search.sandbox import Limits, Sandbox
+tempfile.tempdir = {str(tmp_path)!r}
 box = Sandbox(Limits(seconds=600), without={without!r})
 box.run("pass")
 print("begun", flush=True)
@@ -288,9 +290,10 @@ box.run("import os, time; os.fork(); time.sleep(600)")
     process.kill()
     process.wait()
     process.stdout.close()
-    while alive() - before and time.monotonic() < patience:
+    while (alive() - before or [*tmp_path.iterdir()]) and time.monotonic() < patience:
         time.sleep(0.05)
     assert not alive() - before
+    assert not [*tmp_path.iterdir()]
 
 
 def test_what_cannot_be_is_said():
