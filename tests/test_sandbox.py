@@ -20,7 +20,7 @@ PATIENT = Limits(seconds=60)
 WAYS = [(), ("namespaces",), ("namespaces", "user")]
 
 
-@pytest.fixture(scope="module", params=WAYS, ids=["all", "no-namespaces", "nothing"])
+@pytest.fixture(scope="module", params=WAYS[:2], ids=["all", "no-namespaces"])
 def box(request):
     before = alive()
     with Sandbox(PATIENT, without=request.param) as sandbox:
@@ -52,6 +52,7 @@ def apart():
         ("1 / 0", 1, "", "ZeroDivisionError: division by zero\n"),
         ("print(open(0).read())", 0, "\n", ""),
         ("import os; print(os.listdir('.'), dict(os.environ), os.get_inheritable(0))", 0, "[] {} True\n", ""),
+        ("import encodings.idna, json.tool, unittest.mock, ctypes.util, decimal; print(1)", 0, "1\n", ""),
         ("import sys; print(__name__, sys.flags.isolated, sys.argv[0].endswith('.py'))", 0, "__main__ 1 True\n", ""),
     ],
 )
@@ -121,7 +122,7 @@ def test_a_signal_that_is_ignored_does_not_help(box):
     assert box.run(IGNORING, limits=Limits(seconds=0.5)).killed_for == "time"
 
 
-@pytest.mark.parametrize("source", ["while True: pass", IGNORING])
+@pytest.mark.parametrize("source", ["while True: pass", pytest.param(IGNORING, marks=pytest.mark.slow)])
 def test_processor_time_is_limited(source):
     with Sandbox(Limits(seconds=120, cpu=1)) as box:
         ended = box.run(source)
@@ -236,7 +237,7 @@ try:
 except OSError as error:
     print(error.errno)
 """
-    assert apart.run(source).output == "[-1, -1, -1]\n1\n"
+    assert apart.run(source).output in ("[-1, -1, -1]\n1\n", "[-1, -1, -1]\n22\n")  # not allowed, or no such user
 
 
 def test_many_at_once_do_not_get_in_each_others_way(box):
@@ -271,7 +272,9 @@ def test_a_jail_that_does_not_answer_is_given_up(monkeypatch):
 def test_programs_end_with_the_process_that_runs_them(without, tmp_path):
     before = alive()
     own = f"""
+import tempfile
 from nomoat.search.sandbox import Limits, Sandbox
+tempfile.tempdir = {str(tmp_path)!r}
 box = Sandbox(Limits(seconds=600), without={without!r})
 box.run("pass")
 print("begun", flush=True)
@@ -287,9 +290,10 @@ box.run("import os, time; os.fork(); time.sleep(600)")
     process.kill()
     process.wait()
     process.stdout.close()
-    while alive() - before and time.monotonic() < patience:
+    while (alive() - before or [*tmp_path.iterdir()]) and time.monotonic() < patience:
         time.sleep(0.05)
     assert not alive() - before
+    assert not [*tmp_path.iterdir()]
 
 
 def test_what_cannot_be_is_said():

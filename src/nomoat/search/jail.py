@@ -38,20 +38,22 @@ import traceback
 import types
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 COMMON = (collections, functools, heapq, itertools, math, random, re, string)
 """Imported here, once, so that no program has to wait for them."""
 NEWNS, NEWIPC, NEWUSER, NEWPID, NEWNET = 0x00020000, 0x08000000, 0x10000000, 0x20000000, 0x40000000
 PDEATHSIG, DUMPABLE, SUBREAPER, NO_NEW_PRIVS = 1, 4, 36, 38
-NOSUID, NODEV, NOEXEC, REC, PRIVATE = 2, 4, 8, 0x4000, 0x40000
-MOUNT_SETATTR, HERE, RECURSIVE, RDONLY = 442, -100, 0x8000, 1
+RDONLY, NOSUID, NODEV, NOEXEC, BIND, REC, PRIVATE = 1, 2, 4, 8, 0x1000, 0x4000, 0x40000
+MOUNT_SETATTR, HERE, RECURSIVE = 442, -100, 0x8000
 CAPABILITIES = 0x20080522
 NOBODY = 1_900_000_000
 """User ids from here on are taken to be nobody's; each jail has its own, so that its processes are counted alone."""
 INSIDE = 1000
 """The user inside a user namespace: not root, so that starting a program gives no rights back."""
 NODES, CHUNK = 10_000, 1 << 16
+LIBRARY = str(Path(os.__file__).parent)
 Program = str | types.CodeType
 
 
@@ -59,11 +61,12 @@ class Walls(NamedTuple):
     """What the kernel gave.
 
     Args:
-        place: an empty folder, where programs run.
+        place: a folder with the folders `room`, where programs run, and `library`.
         spaces: each program has PID, IPC and mount namespaces.
         sealed: it can write nothing but a small disk in memory.
         user: whose it counts as; None: of this process.
         wholly: it also has no more rights than that user.
+        bound: Python's library is in `library`, because nobody else can read it where it is (in root's home).
         counted: processes that are counted with its own.
         missing: in words, what is not there.
     """
@@ -73,6 +76,7 @@ class Walls(NamedTuple):
     sealed: bool
     user: int | None
     wholly: bool
+    bound: bool
     counted: int
     missing: tuple[str, ...]
 
@@ -112,16 +116,21 @@ def enter(place: str, without: tuple[str, ...]) -> Walls:
         without: `namespaces`, `user`: what is not to be used, for tests.
     """
     root, missing, inner = os.geteuid() == 0, [], 0
+    for name in ("room", "library"):
+        Path(place, name).mkdir(0o711)
     ways = (NEWNET, NEWNET | NEWUSER)[0 if root else 1 :] if "namespaces" not in without else ()
     if left := [flags for flags in ways if works(partial(leave, flags))]:
         leave(inner := left[0])
     else:
         missing.append("programs can reach the network")
-    user = NOBODY + os.getpid()
-    other = root and not inner & NEWUSER and "user" not in without and works(partial(become, user, True))
-    wholly = other and works(partial(become, user, True), partial(os.stat, os.__file__))
+    nobody = partial(become, NOBODY + os.getpid(), True)
+    other = root and not inner & NEWUSER and "user" not in without and works(nobody)
     spaces = bool(inner) and works(divide, os.fork)
-    sealed = spaces and works(divide, partial(seal, place, CHUNK))
+    sealed = spaces and works(divide, partial(seal, place, CHUNK, False))
+    readable = other and works(nobody, partial(os.stat, os.__file__))
+    rebound = partial(os.stat, f"{place}/library/os.py")
+    bound = sealed and other and not readable and works(divide, partial(seal, place, CHUNK, True), nobody, rebound)
+    wholly = readable or bound
     if not spaces and not wholly:
         missing.append("they can end this user's other processes, and may leave some of their own running")
     if not sealed:
@@ -131,10 +140,13 @@ def enter(place: str, without: tuple[str, ...]) -> Walls:
     if root and not other:
         missing.append("their processes are not counted")
     recent = tuple(map(int, re.findall(r"\d+", os.uname().release)[:2])) >= (5, 14)
-    alone = other or (inner & NEWUSER and recent)  # else all processes of the user are counted
+    counted = 3 if other or (inner & NEWUSER and recent) else tasks()  # older kernels count all of a user's
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")  # where memory runs out, programs are killed first
     prctl(SUBREAPER, 1)
     prctl(DUMPABLE, 0)  # programs of the same user cannot read its memory nor its open files
-    return Walls(place, spaces, sealed, user if other else None, wholly, 3 if alone else tasks(), tuple(missing))
+    user = NOBODY + os.getpid() if other else None
+    return Walls(place, spaces, sealed, user, wholly, bound, counted, tuple(missing))
 
 
 def leave(flags: int) -> None:
@@ -147,8 +159,7 @@ def leave(flags: int) -> None:
             ("uid_map", f"{INSIDE} {user} 1"),
             ("gid_map", f"{INSIDE} {group} 1"),
         ):
-            with open(f"/proc/self/{name}", "w") as file:  # noqa: PTH123
-                file.write(text)
+            Path(f"/proc/self/{name}").write_text(text)
 
 
 def become(user: int, wholly: bool) -> None:
@@ -163,23 +174,25 @@ def divide() -> None:
     call("unshare", NEWPID | NEWIPC | NEWNS)
 
 
-def seal(place: str, disk: int) -> None:
-    """Only a disk in memory at `place` can be written, and of processes only one's own are seen."""
+def seal(place: str, disk: int, bound: bool) -> None:
+    """Only a disk in memory, the `room`, can be written, and of processes only one's own are seen."""
     call("mount", None, b"/", None, REC | PRIVATE, None)
     call("syscall", MOUNT_SETATTR, HERE, b"/", RECURSIVE, struct.pack("4Q", RDONLY, 0, 0, 0), 32)
+    if bound:
+        call("mount", LIBRARY.encode(), f"{place}/library".encode(), None, BIND, None)
     options = f"size={disk},nr_inodes={NODES},mode=0777".encode()
-    call("mount", b"tmpfs", place.encode(), b"tmpfs", NOSUID | NODEV, options)
+    call("mount", b"tmpfs", f"{place}/room".encode(), b"tmpfs", NOSUID | NODEV, options)
     with contextlib.suppress(OSError):  # not where parts of /proc are hidden, as in containers
-        call("mount", b"proc", b"/proc", b"proc", NOSUID | NODEV | NOEXEC, None)
+        call("mount", b"proc", b"/proc", b"proc", RDONLY | NOSUID | NODEV | NOEXEC, None)
 
 
 def tasks() -> int:
     """Threads of this user, in all processes that can be seen."""
     found = 0
-    for name in os.listdir("/proc") if os.path.isdir("/proc/self") else ():  # noqa: PTH112, PTH208
+    for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if name.isdigit() and os.stat(f"/proc/{name}").st_uid == os.geteuid():  # noqa: PTH116
-                found += len(os.listdir(f"/proc/{name}/task"))  # noqa: PTH208
+            if folder.stat().st_uid == os.geteuid():
+                found += len([*(folder / "task").iterdir()])
     return found
 
 
@@ -192,9 +205,11 @@ def attend(job: dict[str, Any], walls: Walls) -> dict[str, Any] | None:
         walls: as `enter` found them.
     """
     program = compiled(job["source"]) if job["ours"] else job["source"]
-    room = walls.place if walls.sealed else tempfile.mkdtemp(dir=walls.place)
-    if walls.wholly:
-        os.chown(room, walls.user or 0, -1)
+    room = f"{walls.place}/room"
+    if not walls.sealed:
+        room = tempfile.mkdtemp(dir=room)
+    if walls.wholly and walls.user is not None and not walls.sealed:
+        os.chown(room, walls.user, -1)
     begun = time.monotonic()
     first, pipes = launch(program, job, walls, room)
     held = {pipe: bytearray() for pipe in pipes}
@@ -230,7 +245,7 @@ def launch(program: Program, job: dict[str, Any], walls: Walls, room: str) -> tu
     """Start it; the process to be killed, and pipes with its output, its errors and how it ended."""
     given = os.open(job["stdin"] or os.devnull, os.O_RDONLY)
     if job["stdin"]:
-        os.unlink(job["stdin"])  # noqa: PTH108
+        Path(job["stdin"]).unlink()
     pipes = [os.pipe() for _ in range(3)]
     inherited = [given, *(writer for _, writer in pipes)]
     if not (first := os.fork()):
@@ -238,7 +253,8 @@ def launch(program: Program, job: dict[str, Any], walls: Walls, room: str) -> tu
             oversee(program, job, walls, room, inherited)
         except BaseException as error:
             os.write(inherited[2], repr(error).encode(errors="replace"))
-        os._exit(1)
+        finally:
+            os._exit(1)
     for each in inherited:
         os.close(each)
     return first, [reader for reader, _ in pipes]
@@ -268,10 +284,8 @@ def watch(held: dict[int, bytearray], end: int | None, deadline: float, most: in
 def sweep(first: int, walls: Walls) -> None:
     """Kill what a program has left, and wait until nothing is left of it."""
     while True:
-        if walls.user is not None and not walls.spaces:
-            works(
-                partial(become, walls.user, True), partial(os.kill, -1, signal.SIGKILL)
-            )  # all of that user's, at once
+        if walls.user is not None and not walls.spaces:  # all of that user's, at once
+            works(partial(become, walls.user, True), partial(os.kill, -1, signal.SIGKILL))
         for child in children() or [first]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(child, signal.SIGKILL)
@@ -285,8 +299,8 @@ def sweep(first: int, walls: Walls) -> None:
 
 def children() -> list[int]:
     """Of this process, orphans that have come to it among them; empty where the kernel does not say."""
-    with contextlib.suppress(OSError), open(f"/proc/self/task/{os.getpid()}/children") as file:  # noqa: PTH123
-        return [int(each) for each in file.read().split()]
+    with contextlib.suppress(OSError):
+        return [int(each) for each in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
     return []
 
 
@@ -300,7 +314,7 @@ def oversee(program: Program, job: dict[str, Any], walls: Walls, room: str, inhe
         os._exit(0)
     prctl(PDEATHSIG, signal.SIGKILL)
     if walls.sealed:
-        seal(room, job["disk"])
+        seal(walls.place, job["disk"], walls.bound)
     if not (second := os.fork()):
         start(job, walls, room, inherited)
         run(program)
@@ -320,8 +334,10 @@ def start(job: dict[str, Any], walls: Walls, room: str, inherited: list[int]) ->
     os.chdir(room)
     os.umask(0o077)
     os.environ.clear()
-    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:  # noqa: PTH123
-        file.write("1000")  # where memory runs out, the kernel takes this one first
+    if walls.bound:
+        packages = [each.__path__ for each in [*sys.modules.values()] if isinstance(getattr(each, "__path__", 0), list)]
+        for paths in (sys.path, *packages):
+            paths[:] = [each.replace(LIBRARY, f"{walls.place}/library") for each in paths]
     if walls.user is not None:
         become(walls.user, walls.wholly)
     with contextlib.suppress(OSError):
@@ -385,8 +401,9 @@ def main(place: str, without: str = "") -> None:
     say({"missing": walls.missing})
     for line in lines():
         if (answer := attend(json.loads(line), walls)) is None:
-            return
+            break
         say(answer)
+    shutil.rmtree(place, ignore_errors=True)  # whoever made it may be gone
 
 
 if __name__ == "__main__":

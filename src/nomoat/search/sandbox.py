@@ -238,6 +238,6 @@ class _Jail:
 def _written(stdin: str) -> Path:
     """A file that a jail opens and removes: what is in it is not in the memory that programs inherit."""
     handle, path = tempfile.mkstemp(prefix="nomoat-")
-    with open(handle, "w", encoding="utf-8", errors="surrogatepass") as file:  # noqa: PTH123
+    with os.fdopen(handle, "w", encoding="utf-8", errors="surrogatepass") as file:
         file.write(stdin)
     return Path(path)
