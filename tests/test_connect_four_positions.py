@@ -12,15 +12,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-Cells = frozenset[tuple[int, int]]
-ALL_FOURS = [
-    frozenset((x + i * across, y + i * up) for i in range(4))
-    for across, up in ((1, 0), (0, 1), (1, 1), (1, -1))
-    for x in range(7)
-    for y in range(6)
-    if x + 3 * across < 7 and 0 <= y + 3 * up < 6
-]
-FOURS_THROUGH = {(x, y): [four for four in ALL_FOURS if (x, y) in four] for x in range(7) for y in range(6)}
+STEPS = (1, 7, 8, 9)  # along a row, a falling diagonal, a column, a rising one
 
 
 @pytest.fixture
@@ -29,30 +21,31 @@ def play(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module("connect_four.play")
 
 
-def sides(board_YX: Any) -> tuple[Cells, Cells]:
-    """The cells (column, row from the bottom) of the mover and of the other."""
-    return tuple(frozenset((int(x), 5 - int(y)) for y, x in np.argwhere(board_YX == side)) for side in (1, 2))
+def sides(board_YX: Any) -> tuple[int, int]:
+    """The stones of the mover and of the other as sets of bits: column x and row y from the bottom are bit 8 y + x."""
+    return tuple(sum(1 << (8 * (5 - int(y)) + int(x)) for y, x in np.argwhere(board_YX == side)) for side in (1, 2))
 
 
-def cell(own: Cells, other: Cells, x: int) -> tuple[int, int] | None:
-    """Where a stone in the column comes to lie."""
-    height = sum(column == x for column, _ in own | other)
-    return (x, height) if height < 6 else None
+def cells(own: int, other: int) -> dict[int, int]:
+    """By column, centre first, where a stone comes to lie."""
+    taken = own | other
+    heights = {x: (taken >> x & 0x010101010101).bit_count() for x in (3, 2, 4, 1, 5, 0, 6)}
+    return {x: 1 << (8 * height + x) for x, height in heights.items() if height < 6}
 
 
-def makes_four(own: Cells, new: tuple[int, int]) -> bool:
-    return any(four <= own | {new} for four in FOURS_THROUGH[new])
+def has_four(own: int) -> bool:
+    return any(own & own >> step & own >> 2 * step & own >> 3 * step for step in STEPS)
 
 
 @cache
-def value(own: Cells, other: Cells) -> int:
-    """Plain negamax over sets of cells: 1, 0 or -1 for the side `own`, which moves."""
-    cells = [new for x in range(7) if (new := cell(own, other, x))]
-    if any(makes_four(own, new) for new in cells):
+def value(own: int, other: int) -> int:
+    """Plain negamax: 1, 0 or -1 for the side `own`, which moves; neither has four yet."""
+    new_cells = cells(own, other).values()
+    if any(has_four(own | new) for new in new_cells):
         return 1
-    best = -1 if cells else 0
-    for new in cells:
-        best = max(best, -value(other, own | {new}))
+    best = -1 if new_cells else 0
+    for new in new_cells:
+        best = max(best, -value(other, own | new))
         if best == 1:
             break
     return best
@@ -73,15 +66,12 @@ def test_counts(play) -> None:
 def test_every_position_is_reached_by_legal_moves_and_undecided(play) -> None:
     labelled = play.positions()
     for moves, board_YX in zip(labelled.moves, labelled.boards_BYX, strict=True):
-        own, other = Cells(), Cells()  # own moves next
+        own = other = 0  # own moves next
         for x in moves:
-            new = cell(own, other, x)
-            assert new is not None
-            assert not makes_four(own, new)
-            own, other = other, own | {new}
+            own, other = other, own | cells(own, other)[x]
+            assert not has_four(other)
         assert (own, other) == sides(board_YX)
-        next_cells = [new for x in range(7) if (new := cell(own, other, x))]
-        assert not any(makes_four(own, new) for new in next_cells)
+        assert not any(has_four(own | new) for new in cells(own, other).values())
 
 
 def test_labels_fit_the_boards_and_leave_room_for_a_mistake(play) -> None:
@@ -106,9 +96,8 @@ def test_late_labels_are_those_of_a_plain_search(play) -> None:
     late = np.flatnonzero(labelled.stones_B >= 24)[::8]
     for number in late:
         own, other = sides(labelled.boards_BYX[number])
-        for x, label in enumerate(labelled.values_BA[number].tolist()):
-            new = cell(own, other, x)
-            assert label == (play.ILLEGAL if new is None else -value(other, own | {new}))
+        found = {x: -value(other, own | new) for x, new in cells(own, other).items()}
+        assert labelled.values_BA[number].tolist() == [found.get(x, play.ILLEGAL) for x in range(7)]
 
 
 @pytest.mark.slow
