@@ -35,10 +35,10 @@ LINE_TOKENS = 6
 FILLED = np.array([0, 1, 2, 4])
 """Where a line's a, operation, b and c stand; the other two are `=` and its end."""
 ANY = -2
-LINE = re.compile(r"\s*(\d{1,9})\s*([-+*/])\s*(\d{1,9})\s*=\s*(\d{1,9})\s*")
-PROBLEM = re.compile(r"\s*(\d{1,9}(?:\s+\d{1,9})*)\s*>\s*(\d{1,9})\s*(?:\|.*)?", re.DOTALL)
+LINE = re.compile(r"\s*(\d{1,9})\s*([-+*/])\s*(\d{1,9})\s*=\s*(\d{1,9})\s*", re.ASCII)
+PROBLEM = re.compile(r"\s*(\d{1,9}(?:\s+\d{1,9})*)\s*>\s*(\d{1,9})\s*(?:\|.*)?", re.ASCII | re.DOTALL)
 LONGEST = 1000
-"""Characters of a candidate that are read at most."""
+"""Characters that a candidate has at most."""
 
 
 class Reading(NamedTuple):
@@ -235,12 +235,14 @@ def verify(problem: str, candidates: Sequence[str]) -> list[Verdict]:
         DataError: the problem is none.
     """
     numbers, target = _read(problem)
-    faults = [_fault(numbers, target, candidate[:LONGEST].rpartition("|")[2]) for candidate in candidates]
+    faults = [_fault(numbers, target, candidate.rpartition("|")[2]) for candidate in candidates]
     return [Verdict(float(not fault), fault) for fault in faults]
 
 
 def _fault(numbers: Sequence[int], target: int, text: str) -> str:
     """The first thing wrong with a solution; empty where it is right."""
+    if len(text) > LONGEST:
+        return f"it has more than {LONGEST:,} characters"
     left = Counter(numbers)
     for number, line in enumerate(re.split(r"[;\n]", text.strip(" ;\n")), 1):
         found = LINE.fullmatch(line)

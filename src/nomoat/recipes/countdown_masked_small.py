@@ -1,4 +1,4 @@
-"""A masked diffusion model that solves Countdown with four numbers, taught by solutions alone, in half an hour.
+"""A masked diffusion model that is taught Countdown with four numbers by solutions alone, for half an hour.
 
 nomoat train countdown-masked-small
 nomoat train countdown-masked-small family.focus=0 budget=2h
@@ -12,14 +12,14 @@ from nomoat.nn.backbone import Backbone
 
 data = CountdownProblems(sizes=(4,))
 recipe = Recipe(
-    about="A masked diffusion model of 5 M parameters that solves Countdown with four numbers, in any order.",
+    about="A masked diffusion model of 4 M parameters on Countdown with four numbers.",
     family=Masked(
         vocab_size=data.vocab_size,
         context_length=data.context_length,
-        backbone=Backbone(width=256, depth=6, heads=8, causal=False),
+        backbone=Backbone(width=192, depth=8, heads=6, causal=False),
         focus=1.0,
     ),
     data=data,
     budget=Budget.parse("30m"),
-    batch_size=256,
+    batch_size=128,
 )

@@ -1,4 +1,4 @@
-"""A language model that solves Countdown with four numbers, taught by solutions alone, in half an hour on two cores.
+"""A language model that is taught Countdown with four numbers by solutions alone, for half an hour on two cores.
 
 nomoat train countdown-small
 nomoat generate last "96 25 7 4 > 54 |" --temperature 0
@@ -13,13 +13,13 @@ from nomoat.nn.backbone import Backbone
 
 data = CountdownProblems(sizes=(4,))
 recipe = Recipe(
-    about="A GPT of 5 M parameters that solves Countdown with four numbers, token by token.",
+    about="A GPT of 4 M parameters on Countdown with four numbers.",
     family=LM(
         vocab_size=data.vocab_size,
         context_length=data.context_length,
-        backbone=Backbone(width=256, depth=6, heads=8),
+        backbone=Backbone(width=192, depth=8, heads=6),
     ),
     data=data,
     budget=Budget.parse("30m"),
-    batch_size=256,
+    batch_size=128,
 )
