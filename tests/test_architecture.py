@@ -30,10 +30,6 @@ ALLOWED = {
     # `nomoat pull NAME` fetches what is named, and only then: the one file that may, with the standard library's HTTP.
     *(f"hub/fetch.py imports {name}" for name in FETCHING),
 }
-EVALUATES = {
-    "core/config.py",  # the annotations of our own source text
-    *("search/jail.py", "search/examiner.py"),  # what runs within the sandbox, a process of its own: programs
-}
 HEAVY = ("torch", "numpy", "pyarrow", "tokenizers", "tiktoken", "safetensors", "transformers")
 WITHOUT_TORCH = [
     *("nomoat", "nomoat.cli"),
