@@ -14,7 +14,7 @@ from folders import notes
 from oracle import chatty, completion, oracle
 from PIL import Image
 
-from nomoat import comparing
+from nomoat import comparing, improving, selfplaying
 from nomoat.cli import main
 from nomoat.core.run import Run
 from nomoat.evaluate import tuned
@@ -27,7 +27,7 @@ BASE = "smollm2-135m-instruct"
 
 def commands(guide: str) -> list[list[str]]:
     text = (GUIDES / guide).read_text(encoding="utf-8")
-    found = re.findall(r"^```bash (?:network|pictures) guide[^\n]*\n(.*?)^```$", text, re.M | re.S)
+    found = re.findall(r"^```bash (?:network|pictures|games) guide[^\n]*\n(.*?)^```$", text, re.M | re.S)
     return [shlex.split(line) for block in found for line in block.splitlines()]
 
 
@@ -101,3 +101,36 @@ def test_a_folder_of_emoji_becomes_a_model_that_draws(
         assert code == 0, (words, told.out[-500:], told.err[-500:])
     assert len(list(Path("hearts").glob("*.png"))) == len(list(Path("shaped").glob("*.png"))) == 2
     assert Run.open("last").read_json("report.json")["hint"] == "mask"
+
+
+def test_from_nothing_to_a_player_and_a_model_that_thinks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NOMOAT_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setattr(selfplaying, "PLAYOUTS", (5,))
+    monkeypatch.setattr(selfplaying, "GAMES", 4)
+    monkeypatch.setattr(improving, "EXAM", 8)
+    (tmp_path / "nim.py").write_text(own_game())
+    assert own_game().count("\n") <= 60
+    small = {
+        "selfplay": ["data.manner.simulations=4", "data.games=8", "data.workers=0", "family.trunk.width=8"],
+        "train": ["family.backbone.heads=2", "family.backbone.width=32", "family.backbone.depth=1", "batch_size=8"],
+    }
+    said = {}
+    for words in commands("a-player-from-nothing.md"):
+        short = {"1m": "8steps", "20s": "8steps", "30m": "4s", "budget=30m": "budget=6steps", "100": "6"}
+        words = [short.get(word, word) for word in words[1:]]
+        assert main([*words, *small.get(words[0], [])]) == 0, words
+        said[" ".join(words[:2])] = capfd.readouterr().out
+    assert "Elo above a random player" in said["selfplay tic-tac-toe"]
+    assert "Elo" in said["play last"]
+    assert "not verified" in said["think last"]
+    assert "blind" in said["curve last"]
+    assert "pass@1" in said["improve last"]
+
+
+def own_game() -> str:
+    """The guide's own game."""
+    text = (GUIDES / "a-player-from-nothing.md").read_text(encoding="utf-8")
+    return re.search(r"^```python games nim.py\n(.*?)^```$", text, re.M | re.S)[1]

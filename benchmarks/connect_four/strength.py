@@ -138,14 +138,14 @@ def ceiling(asked: argparse.Namespace) -> dict[str, Any]:
 
     recipe = override(find("connect-four"), asked.settings)
     solver, chance = load(26), np.random.default_rng(7)
-    family, rows = recipe.family.build({}), list[Any]()
+    family, rows, solved = recipe.family.build({}), list[Any](), list[Any]()
     began = time.perf_counter()
     while time.perf_counter() - began < 30 * asked.minutes:
-        stones = int(chance.integers(12, 39))
+        stones = int(chance.integers(14, 39))
         if (moves := noisy_game(solver, stones, chance)) is not None:
             rows.append(moves)
-    state = states(rows)
-    values = solver.values(boards(state))
+            solved.append(solver.values(boards(states([moves])))[0])
+    state, values = states(rows), np.array(solved)
     best = values == values.max(1, keepdims=True)
     sign = values.max(1).astype(np.float32) * (1 - 2 * GAME.mover(state))
     policy = (best / best.sum(1, keepdims=True)).astype(np.float32)

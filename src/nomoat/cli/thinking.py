@@ -50,7 +50,8 @@ def think(output: Output, model: str, question: str, **asked: Any) -> None:
         text = f"Nothing was finished within the budget ({told}): raise --budget"
         output.result({"answer": None, "right": None, "usage": usage}, text)
         return
-    right = {None: "not verified", 1.0: "right"}.get(found.best.right, f"not right ({found.best.right:g})")
+    score = found.best.right
+    right = "not verified" if score is None else "right" if score >= 1 else f"not right ({score:g})"
     told += f"; {right}; {len(found.done)} finished"
     output.result(
         {"answer": found.best.text, "right": found.best.right, "usage": usage}, f"{found.best.text.strip()}\n\n{told}"
