@@ -65,7 +65,7 @@ def test_arithmetic_is_exact(one, two, three, sign):
     assert arithmetic(f"({one}{sign}({three}))/{two}") == value / two
 
 
-@pytest.mark.parametrize("text", ["", "1+", "(1", "1)", "2**3", "__import__('os')", "1/0", "a+1", "1" * 300, "()", "."])
+@pytest.mark.parametrize("text", ["", "1+", "(1", "1)", "__import__('os')", "1/0", "a+1", "1" * 300, "()", "."])
 def test_what_is_no_sum_is_refused(text):
     with pytest.raises(ValueError):
         arithmetic(text)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from fractions import Fraction
 
 from nomoat.core.errors import ConfigError, nearest
+from nomoat.search.arithmetic import evaluate
 
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?")
 EQUATION = re.compile(r"([-+*/x×÷().,\d\s$]*\d[\d,.\s)]*)=\s*\$?(-?[\d,]+(?:\.\d+)?)")
@@ -44,47 +45,10 @@ def arithmetic(text: str) -> Fraction:
     Raises:
         ValueError: it is none, too long, or divides by zero.
     """
-    plain = re.sub(r"[\s,$]", "", text).replace("×", "*").replace("x", "*").replace("÷", "/")
-    parts = re.findall(r"\d+(?:\.\d+)?|\.\d+|[-+*/()]", plain)
-    if len(plain) > LONGEST or "".join(parts) != plain:
+    plain = re.sub(r"[\s,$]", "", text).replace("x", "*")
+    if len(plain) > LONGEST:
         raise ValueError("not a sum")
-    value, rest = _sum(parts)
-    if rest:
-        raise ValueError("not a sum")
-    return value
-
-
-def _sum(parts: list[str]) -> tuple[Fraction, list[str]]:
-    value, parts = _product(parts)
-    while parts and parts[0] in "+-":
-        sign, (other, parts) = parts[0], _product(parts[1:])
-        value = value + other if sign == "+" else value - other
-    return value, parts
-
-
-def _product(parts: list[str]) -> tuple[Fraction, list[str]]:
-    value, parts = _factor(parts)
-    while parts and parts[0] in "*/":
-        sign, (other, parts) = parts[0], _factor(parts[1:])
-        if sign == "/" and not other:
-            raise ValueError("division by zero")
-        value = value * other if sign == "*" else value / other
-    return value, parts
-
-
-def _factor(parts: list[str]) -> tuple[Fraction, list[str]]:
-    head, rest = (parts or [""])[0], parts[1:]
-    if head == "-":
-        value, rest = _factor(rest)
-        return -value, rest
-    if head == "(":
-        value, rest = _sum(rest)
-        if rest[:1] != [")"]:
-            raise ValueError("a parenthesis is not closed")
-        return value, rest[1:]
-    if not head or head in "+*/)":
-        raise ValueError("a number is missing")
-    return Fraction(head), rest
+    return evaluate(plain).value
 
 
 def same_number(answer: str, reference: str) -> str:
