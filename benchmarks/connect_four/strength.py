@@ -185,7 +185,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--results", type=Path, default=RESULTS)
-    asked = parser.parse_args()
+    asked = parser.parse_intermixed_args()
     held = json.loads(asked.results.read_text())["figures"] if asked.results.exists() else {}
     key = ", ".join([asked.what, f"{asked.minutes:g} minutes", f"seed {asked.seed}", *asked.settings])
     if asked.what == "ceiling":
