@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
 
+MOST_BYTES = 1 << 26
+
 
 class Cached:
     """A `Value` that remembers another's guesses.
@@ -25,12 +27,12 @@ class Cached:
     Args:
         domain: whose states have keys.
         value: which guesses.
-        bits: there are 2^bits places.
+        bits: there are 2^bits places; None: as many as fit into 64 MiB, 2^18 at most.
     """
 
-    def __init__(self, domain: Domain, value: Value, bits: int = 18) -> None:
+    def __init__(self, domain: Domain, value: Value, bits: int | None = None) -> None:
         self.domain, self.value = domain, value
-        size = 1 << bits
+        size = 1 << (min(18, (MOST_BYTES // (4 * domain.actions + 12)).bit_length() - 1) if bits is None else bits)
         self.mask = np.uint64(size - 1)
         self.keys = np.arange(1, size + 1, dtype=np.uint64)  # none of them belongs in its slot: all are free
         self.logits = np.zeros((size, domain.actions), np.float32)

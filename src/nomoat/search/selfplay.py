@@ -29,8 +29,8 @@ from nomoat.search.replay import Positions, Replay, load, number, store
 from nomoat.search.table import Health, Manner, Table
 from nomoat.search.workers import Workers
 
-FOLDER, HEALTH, TABLES = "games", "health.jsonl", 64
-"""In the run: where parts lie, and what was noted of each round; so many rounds' games in progress are kept."""
+FOLDER, HEALTH = "games", "health.jsonl"
+"""In the run: where parts lie, and what was noted of each round."""
 
 
 @dataclass(frozen=True)
@@ -108,9 +108,14 @@ class SelfPlay:
 
     def _between(self, family: Any, replay: Replay, batch_size: int, seed: int, start: int) -> Iterator[int]:
         """Steps, with a round of play before each that is due."""
-        replay.read(start)
+        if start < self._oldest():  # a look at what batches are like, before a run goes on from a checkpoint
+            replay.read()
+            while replay.count:
+                yield start
+                start += 1
         table = Table(self.game, self.games, self.manner, np.random.default_rng((seed, 0)))
         at = self._resume(table, start)
+        replay.read(at)  # a part whose games in progress were not kept any more is played again
         step = start
         while True:
             if step % self.every == 0 and step > at:
@@ -141,6 +146,11 @@ class SelfPlay:
                 yield step
                 step += 1
 
+    def _oldest(self) -> int:
+        """The step of the run's oldest checkpoint; 0 where there is none."""
+        found = (Path(self.folder).parent / "checkpoints").glob("step-*") if self.folder else ()
+        return min(map(number, found), default=0)
+
     def _resume(self, table: Table, start: int) -> int:
         """Take up the games in progress at a step; the step of the round that they are of, -1 where there are none."""
         if not self.folder:
@@ -158,7 +168,8 @@ class SelfPlay:
             return
         folder = Path(self.folder)
         paths = sorted(folder.glob("table-*.npz"), key=number)
-        for path in [path for path in paths if number(path) >= step] + paths[:-TABLES]:
+        gone = [path for path in paths if number(path) <= self._oldest()][:-1]  # no checkpoint begins before the last
+        for path in [*gone, *(path for path in paths if number(path) >= step)]:
             path.unlink()
         store(folder / f"table-{step:08}.npz", table.kept())
         durable.append(folder / HEALTH, {"step": step, **table.health.told()})
