@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,6 @@ from test_guides import own_game
 from nomoat import playing, selfplaying
 from nomoat.cli.output import Lines
 from nomoat.cli.playing import play
-from nomoat.core.budget import Budget
 from nomoat.core.errors import ConfigError
 from nomoat.core.run import Run, load
 from nomoat.families.alphazero import AlphaZero, Tower
@@ -204,6 +202,12 @@ def test_ctrl_c_leaves_a_good_checkpoint_and_a_card(tmp_path: Path, workers: int
     family = load(run)
     assert hasattr(family, "guess")
     steps = max(event["step"] for event in run.metrics("keep"))
-    again = train(replace(run.recipe, budget=Budget.parse(f"{steps + 3}steps")), run)
-    assert again is not None
+
+    def stop(event) -> None:
+        if event["kind"] == "step" and event["step"] >= steps + 5:
+            raise KeyboardInterrupt
+
+    run.watch = stop
+    with pytest.raises(KeyboardInterrupt):  # it went on from there
+        train(run.recipe, run)
     assert len(list((run.path / "games").glob("part-*"))) >= games - 1
