@@ -26,6 +26,7 @@ from nomoat.games.connect_four import ConnectFour
 from nomoat.games.match import match
 from nomoat.games.tic_tac_toe import TicTacToe
 from nomoat.nn.backbone import Backbone
+from nomoat.search import replay
 from nomoat.search.players import Searcher, playouts, thought
 from nomoat.train.loop import train
 
@@ -60,6 +61,20 @@ def test_a_game_of_ones_own_is_played_from_a_file(run: Run, tmp_path: Path) -> N
     family = load(made)
     state = family.game.step(family.game.start(1), np.array([0]))
     assert Searcher(family.game, family.guess, 100).choose(None, state) == [1]  # of six matches two: four are lost
+
+
+def test_a_game_of_open_spiel_is_learned_and_its_states_are_kept(run: Run, tmp_path: Path) -> None:
+    pytest.importorskip("pyspiel", reason="the extra `games` is not installed")
+    changes = ("data.manner.simulations=4", "data.games=6", "family.trunk.width=8", "data.every=3", "data.workers=0")
+    made = selfplaying.selfplay("open-spiel:hex(board_size=3)", "8steps", changes=changes)
+    family = load(made)
+    parts = sorted((made.path / "games").glob("part-*"))
+    held = replay.load(parts[0], family.game)
+    assert len(parts) == 3
+    assert held["state"].dtype == object
+    assert family.game.legal(held["state"]).any(1).all()
+    tables = replay.load(max((made.path / "games").glob("table-*"), key=replay.number), family.game)
+    assert len(tables["state"]) == 6
 
 
 def typed(run: Run, text: str, *options: str) -> str:

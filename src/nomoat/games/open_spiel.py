@@ -150,6 +150,16 @@ class OpenSpiel:
             planes[row, -1] = mover
         return planes
 
+    def packed(self, state: Array) -> Array:
+        """States of any shape as texts, which files can hold; what is no state becomes an empty one."""
+        texts = [each.serialize() if hasattr(each, "serialize") else "" for each in state.ravel()]
+        return np.array(texts, dtype=np.str_).reshape(state.shape)
+
+    def unpacked(self, text: Array) -> Array:
+        """The states that `packed` gave."""
+        game = _loaded(self.game)
+        return _states([game.deserialize_state(str(each)) if each else 0 for each in text.ravel()]).reshape(text.shape)
+
     def turned(self, planes_BCYX: Array, policy_BA: Array, number_B: Array) -> tuple[Array, Array]:
         """As they are: no symmetry is known."""
         return planes_BCYX, policy_BA

@@ -31,10 +31,11 @@ class Replay:
     Args:
         folder: where parts are; None: in memory alone.
         window: positions that are kept at most.
+        game: whose states they are, where these are objects.
     """
 
-    def __init__(self, folder: Path | None, window: int) -> None:
-        self.folder, self.window = folder, window
+    def __init__(self, folder: Path | None, window: int, game: Any = None) -> None:
+        self.folder, self.window, self.game = folder, window, game
         self.rows: Positions = {}
         self.count = self.total = 0
         """Positions in the window; and in all, with those that have left it."""
@@ -50,7 +51,7 @@ class Replay:
         for path in sorted(self.folder.glob("part-*.npz")) if self.folder is not None else ():
             if path.name not in self.seen and (until is None or number(path) <= until):
                 self.seen.add(path.name)
-                came += self.take(load(path))
+                came += self.take(load(path, self.game))
         return came
 
     def write(self, step: int, positions: Positions, worker: int = 0) -> None:
@@ -65,7 +66,7 @@ class Replay:
                 if number(path) >= step:
                     path.unlink()
             name = f"part-{step:08}-{worker}.npz"
-            store(self.folder / name, positions)
+            store(self.folder / name, positions, self.game)
             self.seen.add(name)
         self.take(positions)
 
@@ -91,22 +92,22 @@ def number(path: Path) -> int:
     return int(path.stem.split("-")[1])
 
 
-def store(path: Path, arrays: Mapping[str, Any]) -> None:
-    """Write arrays as one .npz, whole or not at all."""
+def store(path: Path, arrays: Mapping[str, Any], game: Any = None) -> None:
+    """Write arrays as one .npz, whole or not at all; a game whose states are objects packs them (`packed`)."""
     buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
+    np.savez(buffer, **{name: game.packed(each) if each.dtype == object else each for name, each in arrays.items()})
     durable.replace(path, buffer.getvalue())
 
 
-def load(path: Path) -> dict[str, Any]:
-    """Read what `store` wrote.
+def load(path: Path, game: Any = None) -> dict[str, Any]:
+    """Read what `store` wrote; a game whose states are objects unpacks them (`unpacked`).
 
     Raises:
         DataError: it cannot be read.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
-            return dict(file)
+            return {name: game.unpacked(each) if each.dtype.kind == "U" else each for name, each in file.items()}
     except (OSError, ValueError, EOFError, KeyError) as error:
         raise DataError(
             f"{path.name} cannot be read as what was played", str(error), f"remove {path}; what it held is lost"

@@ -83,7 +83,7 @@ class SelfPlay:
                 "self-play feeds one training process", f"there are {world}", "set processes=1 and workers"
             )
         folder = Path(self.folder) if self.folder else None
-        replay = Replay(folder, self.window)
+        replay = Replay(folder, self.window, self.game)
         play = self._beside if self.workers else self._between
         for step in play(family, replay, batch_size, seed, start):
             chance = np.random.default_rng((seed, 1, step))
@@ -159,7 +159,7 @@ class SelfPlay:
         if not paths:
             return -1
         newest = max(paths, key=number)
-        table.take(load(newest))
+        table.take(load(newest, self.game))
         return number(newest)
 
     def _keep(self, table: Table, step: int) -> None:
@@ -171,7 +171,7 @@ class SelfPlay:
         gone = [path for path in paths if number(path) <= self._oldest()][:-1]  # no checkpoint begins before the last
         for path in [*gone, *(path for path in paths if number(path) >= step)]:
             path.unlink()
-        store(folder / f"table-{step:08}.npz", table.kept())
+        store(folder / f"table-{step:08}.npz", table.kept(), self.game)
         durable.append(folder / HEALTH, {"step": step, **table.health.told()})
 
 

@@ -118,6 +118,6 @@ def _work(data: SelfPlay, config: Any, seed: int, worker: int, parent: int) -> N
             cached = cached or Cached(data.game, guess)
             positions = table.play(cached, ROUND, np.random.default_rng((seed, worker, step)))
         if len(positions["state"]):
-            store(folder / f"part-{step:08}-{worker}.npz", positions)
+            store(folder / f"part-{step:08}-{worker}.npz", positions, data.game)
             durable.append(folder / HEALTH, {"step": step, "worker": worker, **table.health.told()})
             step += 1
