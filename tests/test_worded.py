@@ -66,7 +66,7 @@ def test_with_legality_on_all_lines_are_legal_and_off_few_are(model, family: str
         model = Masked(NOTATION.vocab_size, NOTATION.length - 1, both_ways).build({}).eval()
     on = np.concatenate([ids for _, ids in solve(model, NOTATION, PROBLEMS[:8], 4, seed=0)])
     assert (NOTATION.read(on).fault_B == 0).all()
-    assert len(np.unique(on, axis=0)) > 20
+    assert len(np.unique(on, axis=0)) > 15
     off = np.concatenate([ids for _, ids in solve(model, NOTATION, PROBLEMS[:8], 4, seed=0, legal=False)])
     assert (NOTATION.read(off).fault_B > 0).mean() > 0.9
     again = np.concatenate([ids for _, ids in solve(model, NOTATION, PROBLEMS[:8], 4, seed=0)])
