@@ -9,6 +9,8 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from conversations import CHATML
+from oracle import chatty
 
 import nomoat
 from nomoat import thinking
@@ -16,10 +18,13 @@ from nomoat.core.budget import Budget
 from nomoat.core.errors import ConfigError
 from nomoat.core.recipe import find
 from nomoat.core.run import Run
+from nomoat.data.chat import Chat
 from nomoat.data.countdown import CountdownProblems
 from nomoat.evaluate.plot import Line, plot
 from nomoat.families.lm import LM
 from nomoat.nn.backbone import Backbone
+from nomoat.search import writers
+from nomoat.texts import spelling
 from nomoat.thinking import Curve, Point
 
 
@@ -89,6 +94,23 @@ def test_each_strategy_answers_or_says_why_not(run: Run, strategy: str) -> None:
     found = nomoat.think(run, "20 5 4 > 29 |", strategy, "countdown", 12, answer="29", **how)
     assert found.usage.nodes > 0
     assert found.best is None or found.best.right in (0.0, 1.0)
+
+
+def test_a_model_that_talks_is_asked_as_in_a_conversation(run: Run, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("NOMOAT_RUNS", str(tmp_path))
+    talks = chatty(None, "talks")
+    talks.write_json("chat.json", {"template": CHATML, "bos": None, "eos": "<|endoftext|>"})
+    read: list[list[int]] = []
+    plain = writers.continue_tokens
+
+    def noted(model, tokenizer, rows, *rest):
+        read.extend(rows)
+        return plain(model, tokenizer, rows, *rest)
+
+    monkeypatch.setattr(writers, "continue_tokens", noted)
+    nomoat.think(talks, "Hi?", budget=2, max_tokens=3)
+    rendered, _ = Chat.of(talks.path).tokens([{"role": "user", "content": "Hi?"}], spelling(talks), answer=True)
+    assert [list(row) for row in read] == [list(rendered)] * 2
 
 
 def test_what_cannot_be_thought(run: Run) -> None:

@@ -11,7 +11,7 @@ import csv
 import io
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +43,7 @@ def think(
 
     Args:
         model: a run that writes text.
-        question: as the model reads it.
+        question: as the model reads it; a model that talks is asked as in a conversation.
         strategy: best-of-n, vote, beam, dvts, tot, mcts or particles.
         verifier: what says whether an answer is right, as on the command line; None: the model's own probability.
         budget: answers (best-of-n, vote) or steps (the others) that are written at most.
@@ -58,6 +58,7 @@ def think(
     """
     from nomoat.core.device import choose
     from nomoat.core.run import load
+    from nomoat.data.chat import Chat
     from nomoat.sampling.tokens import SamplingOptions
     from nomoat.search.planning import Effort
     from nomoat.search.thoughts import Question, strategy_of
@@ -74,10 +75,15 @@ def think(
         raise ConfigError(f"{run.name} does not write token by token", run.recipe.about, "name a language model")
     tokenizer = spelling(run)
     forcing = Forcing(writing.get("min_think", 0), writing.get("max_think", 0))
-    writer = ModelWriter(family, tokenizer, options, writing.get("mark", "\n"), forcing=forcing)
+    prompt, begin = question, None
+    if (run.path / "chat.json").exists():  # a model that was taught to talk is asked as in a conversation
+        chat = Chat.of(run.path)
+        begin, _ = chat.tokens([{"role": "user", "content": question}], tokenizer, answer=True)
+        prompt, options = "", replace(options, stop=chat.stop)
+    writer = ModelWriter(family, tokenizer, options, writing.get("mark", "\n"), forcing=forcing, begin=begin)
     verify = None if verifier is None else _verifier(verifier)
-    asked = Question(question, {"question": question, "answer": writing.get("answer")})
-    assess = None if prm is None else _assess(prm, tokenizer, place)
+    asked = Question(prompt, {"question": question, "answer": writing.get("answer")})
+    assess = None if prm is None else _assess(prm, tokenizer, place, tokenizer.begin if begin is None else begin)
     with run.autocast(place):
         if strategy == "mcts":
             from nomoat.search.text_tree import searched
@@ -94,7 +100,7 @@ def _verifier(text: str) -> Any:
     return find(text, opened=open_teacher)
 
 
-def _assess(prm: Run | Path | str, tokenizer: Any, place: Any) -> Any:
+def _assess(prm: Run | Path | str, tokenizer: Any, place: Any, begin: Sequence[int]) -> Any:
     """A process reward as a judge of beginnings."""
     import numpy as np
     import torch
@@ -110,7 +116,7 @@ def _assess(prm: Run | Path | str, tokenizer: Any, place: Any) -> Any:
 
     def judged(prompts: Sequence[str], texts: Sequence[str]) -> Any:
         found = np.zeros(len(texts), np.float32)
-        rows = [[*tokenizer.begin, *map(int, tokenizer.encode(p + t))] for p, t in zip(prompts, texts, strict=True)]
+        rows = [[*begin, *map(int, tokenizer.encode(p + t))] for p, t in zip(prompts, texts, strict=True)]
         for length in {len(row) for row in rows}:
             some = [number for number, row in enumerate(rows) if len(row) == length]
             found[some] = family.judge(torch.tensor([rows[n] for n in some], device=place)).float().cpu().numpy()
