@@ -12,12 +12,15 @@ import torch
 
 import nomoat
 from nomoat import improving
+from nomoat.core import checkpoint
 from nomoat.core.budget import Budget
 from nomoat.core.errors import ConfigError, DataError
-from nomoat.core.recipe import find
+from nomoat.core.recipe import Recipe, find
 from nomoat.core.run import Run, load
 from nomoat.data.countdown import CountdownProblems
 from nomoat.data.rollouts import Kept, Rollouts, advantages
+from nomoat.data.text import Text
+from nomoat.data.tokenizer import ByteTokenizer
 from nomoat.families.grpo import GRPO
 from nomoat.families.lm import LM
 from nomoat.families.process_reward import ProcessReward
@@ -138,6 +141,7 @@ def test_each_way_makes_a_run_with_what_it_came_to(base: Run, by: str) -> None:
     assert hasattr(model, "judge") if by == "prm" else hasattr(model, "decode")
     if by == "star":  # the second round began with the first's weights
         assert Run.open(run.recipe.start).recipe.start.run == base.name
+        assert nomoat.think(run, "20 5 4 > 29 |", budget=2, max_tokens=12).done
         kept = next(iter(Kept(run.recipe.data.path).stream(model, 32, 0)))
         assert (kept["right"] == 1).all()
 
@@ -202,3 +206,33 @@ def test_kept_answers_come_once_each_before_any_comes_again(tmp_path: Path) -> N
     assert sorted(seen) == list(range(1, 20, 2))
     both = Kept(str(tmp_path / "a.npz"), only_right=False).stream(None, 20, 0)
     assert sorted(next(both)["tokens"].ravel().tolist()) == list(range(20))
+
+
+def test_a_model_of_text_learns_from_the_answers_that_a_function_accepts(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("NOMOAT_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setattr(improving, "EXAM", 6)
+    monkeypatch.setattr(improving, "WRITTEN", 48)
+    torch.manual_seed(0)
+    backbone = Backbone(width=32, depth=1, heads=2)
+    recipe = Recipe("bytes", LM(257, 128, backbone), Text("none"), Budget.parse("1steps"), batch_size=16)
+    base = Run.create(tmp_path / "runs", "bytes", recipe)
+    checkpoint.save(base.checkpoints, 1, {"weights": recipe.build().state_dict()}, {})
+    ByteTokenizer().save(base.path / "tokenizer.json")
+    base.mark("done")
+    questions, mine = tmp_path / "q.jsonl", tmp_path / "mine.py"
+    questions.write_text("".join(json.dumps({"question": f"say {n}"}) + "\n" for n in range(30)))
+    mine.write_text(
+        "def many(problem, candidate):\n    return sum(letter in 'abcdefgh' for letter in candidate) >= 2\n"
+    )
+    monkeypatch.setattr("nomoat.search.verdicts.WRONG", ("", "zzz"))
+    task = replace(named(f"{mine}:many:{questions}"), max_tokens=12)
+    monkeypatch.setattr("nomoat.search.tasks.find", lambda text: task)
+    attempts = task.attempts(load(base).eval(), ByteTokenizer(), task.exam(4), 3, 0)
+    assert attempts.tokens.shape[0] == len(attempts.right) == len(attempts.texts) == 12
+    assert (attempts.mask.sum(1) <= 12).all()
+    assert not (attempts.mask & ~(np.cumsum(attempts.ends, 1) >= 1)).any()  # what is written stands behind the prompt
+    run = improving.improve(base, "mine", "star", "8s", rounds=2)
+    report = json.loads((run.path / "report.json").read_text())
+    assert report["after"]["pass@1"] > report["before"]["pass@1"]
+    grown = improving.improve(base, "mine", "rloo", "3steps")
+    assert len([event for event in grown.metrics("step") if "reward" in event]) == 3

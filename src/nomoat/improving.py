@@ -11,6 +11,7 @@ arXiv:1705.08439. That pass@k stays while pass@1 grows is usual: what search fou
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -110,7 +111,7 @@ def _round(run: Run, task: Task, seconds: float, how: tuple[str, int, Watch | No
 
     recipe = _of(run, "star", Budget.parse(f"{max(2.0, (1 - SAMPLING) * seconds):.1f}s"), seed)
     recipe = replace(recipe, about=f"{run.label}, taught its right answers to {task.name}.", data=Kept(str(path)))
-    return making.trained(making.started(f"{run.label}-star", recipe, None, watch, None), device, watch)
+    return _trained(run, recipe, "star", how)
 
 
 def _reinforced(run: Run, task: Task, budget: Budget, by: str, how: tuple[str, int, Watch | None]) -> Run:
@@ -118,7 +119,7 @@ def _reinforced(run: Run, task: Task, budget: Budget, by: str, how: tuple[str, i
     from nomoat.data.rollouts import Rollouts
     from nomoat.families.grpo import GRPO
 
-    device, seed, watch = how
+    _, seed, _ = how
     spelling = run.path / "tokenizer.json"
     data = Rollouts(task, TRIES, "group" if by == "grpo" else "others", str(spelling) if spelling.exists() else "")
     recipe = replace(
@@ -128,7 +129,7 @@ def _reinforced(run: Run, task: Task, budget: Budget, by: str, how: tuple[str, i
         data=data,
         batch_size=TRIES * GROUPS,
     )
-    return making.trained(making.started(f"{run.label}-{by}", recipe, None, watch, None), device, watch)
+    return _trained(run, recipe, by, how)
 
 
 def _judging(run: Run, task: Task, budget: Budget, by: str, how: tuple[str, int, Watch | None]) -> Run:
@@ -148,7 +149,17 @@ def _judging(run: Run, task: Task, budget: Budget, by: str, how: tuple[str, int,
         data=Kept(str(path), only_right=False),
         ema=None,
     )
-    return making.trained(making.started(f"{run.label}-prm", recipe, None, watch, None), device, watch)
+    return _trained(run, recipe, by, how)
+
+
+def _trained(base: Run, recipe: Recipe, by: str, how: tuple[str, int, Watch | None]) -> Run:
+    """A new run beside its base, which spells and talks as that does, trained to its end."""
+    device, _, watch = how
+    run = making.started(f"{base.label.removesuffix(f'-{by}')}-{by}", recipe, None, watch, None)
+    for name in ("tokenizer.json", "chat.json"):
+        if (base.path / name).exists():
+            shutil.copyfile(base.path / name, run.path / name)
+    return making.trained(run, device, watch)
 
 
 def _of(run: Run, by: str, budget: Budget, seed: int) -> Recipe:
