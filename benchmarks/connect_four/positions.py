@@ -1,6 +1,6 @@
 """The labelled connect-four positions: how they were drawn, and what simple players get wrong on them.
 
-    python benchmarks/connect_four/positions.py make        # about ... CPU minutes; keeps the strata that are there
+    python benchmarks/connect_four/positions.py make        # 17 CPU minutes; keeps the strata that are there
     python benchmarks/connect_four/positions.py controls    # 1 CPU minute -> results/connect_four_controls.json
     python benchmarks/connect_four/positions.py check       # pip install bitbully bitbully-databases (AGPL) first
 
@@ -72,7 +72,7 @@ def stratum(solver: Solver, stones: int, wanted: int) -> tuple[list[str], dict[s
         if len({*values_A.tolist()} - {ILLEGAL}) > 1:
             played, letters = "".join(str(x + 1) for x in moves), "".join(LETTERS[value] for value in values_A.tolist())
             lines.append(f"{phase},{played},{letters}")
-    spent["searched"] += solver.searched
+    spent |= {"seconds": round(spent["seconds"], 3), "searched": spent["searched"] + solver.searched}
     return lines, spent
 
 
