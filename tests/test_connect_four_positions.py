@@ -38,17 +38,17 @@ def has_four(own: int) -> bool:
 
 
 @cache
-def value(own: int, other: int) -> int:
-    """Plain negamax: 1, 0 or -1 for the side `own`, which moves; neither has four yet."""
+def forces(own: int, other: int, goal: int) -> bool:
+    """Plain minimax: whether the side `own`, which moves, can have at least a draw (0) or a win (1)."""
     new_cells = cells(own, other).values()
     if any(has_four(own | new) for new in new_cells):
-        return 1
-    best = -1 if new_cells else 0
-    for new in new_cells:
-        best = max(best, -value(other, own | new))
-        if best == 1:
-            break
-    return best
+        return True
+    return any(not forces(other, own | new, 1 - goal) for new in new_cells) if new_cells else goal == 0
+
+
+def value_after(own: int, other: int, new: int) -> int:
+    """What the stone leads to for the side `own`; it does not win at once."""
+    return 1 - forces(other, own | new, 0) - forces(other, own | new, 1)
 
 
 def test_counts(play) -> None:
@@ -93,10 +93,10 @@ def test_no_position_is_there_twice_nor_its_mirror_image(play) -> None:
 
 def test_late_labels_are_those_of_a_plain_search(play) -> None:
     labelled = play.positions()
-    late = np.flatnonzero(labelled.stones_B >= 24)[::8]
+    late = np.flatnonzero(labelled.stones_B >= 24)[::4]
     for number in late:
         own, other = sides(labelled.boards_BYX[number])
-        found = {x: -value(other, own | new) for x, new in cells(own, other).items()}
+        found = {x: value_after(own, other, new) for x, new in cells(own, other).items()}
         assert labelled.values_BA[number].tolist() == [found.get(x, play.ILLEGAL) for x in range(7)]
 
 

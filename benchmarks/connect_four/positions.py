@@ -1,8 +1,10 @@
 """The labelled connect-four positions: how they were drawn, and what simple players get wrong on them.
 
-    python benchmarks/connect_four/positions.py make        # about ... CPU minutes; keeps the strata that are there
-    python benchmarks/connect_four/positions.py controls    # 1 CPU minute -> results/connect_four_controls.json
-    python benchmarks/connect_four/positions.py check       # pip install bitbully bitbully-databases (AGPL) first
+    python benchmarks/connect_four/positions.py make        # 17 CPU minutes; keeps the strata that are there
+    python benchmarks/connect_four/positions.py controls    # seconds -> results/connect_four_controls.json
+    python benchmarks/connect_four/positions.py check       # 4 CPU minutes, 3 of them for the empty board
+
+`check` asks bitbully, which is AGPL and so no dependency: pip install bitbully bitbully-databases.
 
 noisy games -> a position at the stratum's stones -> no win at once? new? -solver-> a mistake possible? -> positions.csv
 
@@ -72,12 +74,12 @@ def stratum(solver: Solver, stones: int, wanted: int) -> tuple[list[str], dict[s
         if len({*values_A.tolist()} - {ILLEGAL}) > 1:
             played, letters = "".join(str(x + 1) for x in moves), "".join(LETTERS[value] for value in values_A.tolist())
             lines.append(f"{phase},{played},{letters}")
-    spent["searched"] += solver.searched
+    spent |= {"seconds": round(spent["seconds"], 3), "searched": spent["searched"] + solver.searched}
     return lines, spent
 
 
 def make(table_bits: int) -> None:
-    """Writes positions.csv, from the most stones to the fewest, and records what each stratum took."""
+    """Writes positions.csv, from the most stones to the fewest; if it began from nothing, records what each took."""
     solver, strata = load(table_bits), []
     lines = FILE.read_text(encoding="ascii").split()[1:] if FILE.exists() else []
     there = {len(line.split(",")[1]) for line in lines}
@@ -90,7 +92,8 @@ def make(table_bits: int) -> None:
             print(spent, flush=True)
             lines = fresh + lines
             FILE.write_text("\n".join(["phase,moves,values", *lines]) + "\n", encoding="ascii")
-    record("connect_four_positions", {"table_bits": table_bits, "noise": NOISE, "seed": SEED, "strata": strata})
+    if not there:
+        record("connect_four_positions", {"table_bits": table_bits, "noise": NOISE, "seed": SEED, "strata": strata})
 
 
 def rate(wrong_B: Array) -> dict[str, float]:
@@ -115,7 +118,7 @@ def controls(seeds: int) -> None:
 
 
 def check(count: int) -> None:
-    """Compares labels, and the first move on an empty board, with a solver that is not ours."""
+    """Compares labels with a solver that is not ours, and shows ours on the empty board."""
     from bitbully import BitBully, Board
 
     other, labelled, wrong = BitBully(), positions(), 0
