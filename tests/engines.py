@@ -53,7 +53,7 @@ import sys
 import numpy as np
 from nomoat.games.go import Go
 from nomoat.games.gtp_engine import Chosen, serve
-from nomoat.games.match import random_actions
+from nomoat.games.rules import random_actions
 from nomoat.games.tic_tac_toe import TicTacToe
 game, rng = {game}, np.random.default_rng(0)
 serve(game, {chooser}, sys.stdin, sys.stdout, sys.stderr)

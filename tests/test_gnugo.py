@@ -13,7 +13,8 @@ from engines import ours
 from nomoat.games.go import Go
 from nomoat.games.gtp import COLOURS, GNU_GO, Engine, EngineError, RefusedError
 from nomoat.games.gtp_engine import fixed_places, serve
-from nomoat.games.match import EnginePlayer, Random, match, random_actions
+from nomoat.games.match import EnginePlayer, Random, match
+from nomoat.games.rules import random_actions
 
 PROGRAM = shutil.which("gnugo", path=os.pathsep.join((os.environ.get("PATH", ""), "/usr/games")))
 COMMAND = f"{PROGRAM} {GNU_GO.removeprefix('gnugo ')} --level 1 --seed 1 --never-resign"

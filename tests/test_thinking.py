@@ -92,8 +92,13 @@ def test_puzzles_without_a_solution_are_not_solved(run: Run, tmp_path: Path) -> 
 def test_each_strategy_answers_or_says_why_not(run: Run, strategy: str) -> None:
     how = {"max_tokens": 14, "mark": ";", "temperature": 1.0}
     found = nomoat.think(run, "20 5 4 > 29 |", strategy, "countdown", 12, answer="29", **how)
-    assert found.usage.nodes > 0
-    assert found.best is None or found.best.right in (0.0, 1.0)
+    assert 3 <= found.usage.nodes <= 24
+    assert found.usage.nodes <= found.usage.tokens <= 24 * 14
+    if strategy in ("best-of-n", "vote"):
+        assert len(found.done) == 12
+        assert found.usage.evaluations == 12
+    assert all(thought.right in (0.0, 1.0) for thought in found.done)
+    assert (found.best is None) == (not found.done)
 
 
 def test_a_model_that_talks_is_asked_as_in_a_conversation(run: Run, tmp_path: Path, monkeypatch) -> None:

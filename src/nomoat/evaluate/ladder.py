@@ -14,28 +14,17 @@ every factor of ten, as chess counts them, and 0 on average.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from nomoat.games.ladder import Rung
 
 Numbers = NDArray[np.float64]
 
 ROUNDS = 10_000
 CLOSE = 1e-10
 RESAMPLES = 300
-
-
-@dataclass(frozen=True)
-class Rung:
-    """A contestant's place: name, points with their 95 % interval over prompts, games, and share of them won."""
-
-    name: str
-    points: float
-    low: float
-    high: float
-    games: int
-    won: float
 
 
 def strengths(wins_RXX: Numbers) -> Numbers:

@@ -25,7 +25,7 @@ from nomoat.core.errors import ConfigError
 from nomoat.core.family import Family, Parts
 from nomoat.core.types import Batch, Loss
 from nomoat.games.connect_four import ConnectFour
-from nomoat.games.rules import Game
+from nomoat.games.rules import Game, random_actions
 from nomoat.games.tic_tac_toe import TicTacToe
 from nomoat.nn.backbone import Backbone
 from nomoat.nn.conv import GAIN, SLOPE, Block
@@ -194,13 +194,11 @@ class Player(Family):
         state = game.start(samples)
         for ply in range(3):  # the first rows are further on than the last
             rows = slice(0, samples - ply * samples // 3)
-            legal = game.legal(state[rows])
-            state[rows] = game.step(state[rows], (legal * chance.random(legal.shape)).argmax(1))
-        legal = game.legal(state)
-        chosen = (legal * chance.random(legal.shape)).argmax(1)
+            state[rows] = game.step(state[rows], random_actions(game, state[rows], chance))
+        chosen = random_actions(game, state, chance)
         return {
             "planes": torch.from_numpy(game.observe(state)),
-            "legal": torch.from_numpy(legal),
+            "legal": torch.from_numpy(game.legal(state)),
             "policy": F.one_hot(torch.from_numpy(chosen), game.actions).float(),
             "policy_mask": torch.ones(samples),
             "value": torch.from_numpy(chance.choice([-1.0, 1.0], samples).astype(np.float32)),

@@ -19,6 +19,7 @@ import numpy as np
 
 from nomoat.core.errors import ConfigError
 from nomoat.games.gtp import COLOURS, RESIGN, Engine, EngineError
+from nomoat.games.rules import random_actions
 
 if TYPE_CHECKING:
     from nomoat.core.domain import States
@@ -44,13 +45,6 @@ class Player(Protocol):
 
     def told(self, row_B: Array, state_B: States, action_B: Array) -> None:
         """What has been played, by either, in the states before it."""
-
-
-def random_actions(game: Game, state_B: States, rng: np.random.Generator) -> Array:
-    """A legal action for each state, all as likely, int [B]."""
-    legal_BA = game.legal(state_B)
-    action_B: Array = (legal_BA * (1 - rng.random(legal_BA.shape))).argmax(1)
-    return action_B
 
 
 class Random:

@@ -54,3 +54,10 @@ class Game(Domain, Protocol):
 
     def show(self, state: Any) -> str:
         """The board in a few lines of plain text, with the names of rows and columns; `state` is one, without batch."""
+
+
+def random_actions(domain: Domain, state_B: States, chance: np.random.Generator) -> Array:
+    """A legal action for each state that is not over, all as likely, int [B]."""
+    legal_BA = domain.legal(state_B)
+    action_B: Array = (legal_BA * (1 - chance.random(legal_BA.shape))).argmax(1)
+    return action_B

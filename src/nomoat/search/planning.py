@@ -14,6 +14,7 @@ import numpy as np
 
 from nomoat.core.domain import Guess
 from nomoat.core.errors import ConfigError
+from nomoat.games.rules import random_actions
 from nomoat.search.selection import PUCT, Gumbel
 from nomoat.search.tree import Trees
 
@@ -147,9 +148,7 @@ class Rollouts:
         state = np.repeat(state_B, self.games, axis=0)
         result, alive = np.zeros(len(state), np.float32), np.arange(len(state))
         while len(alive):
-            legal = self.domain.legal(state[alive])
-            action = np.where(legal, self.chance.random(legal.shape), -1).argmax(1)
-            state[alive] = self.domain.step(state[alive], action)
+            state[alive] = self.domain.step(state[alive], random_actions(self.domain, state[alive], self.chance))
             over, value = self.domain.outcome(state[alive])
             result[alive[over]] = value[over]
             alive = alive[~over]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nomoat.games.rules import random_actions
 from nomoat.search.planning import Planned, plan
 from nomoat.search.replay import Positions
 from nomoat.search.selection import Gumbel
@@ -208,8 +209,7 @@ class Table:
         left *= chance.random(len(games)) < 0.5
         while (left > 0).any():
             rows = np.flatnonzero(left > 0)
-            legal = game.legal(state[rows])
-            after = game.step(state[rows], (legal * chance.random(legal.shape)).argmax(1))
+            after = game.step(state[rows], random_actions(game, state[rows], chance))
             over = game.outcome(after).over_B
             state[rows[~over]] = after[~over]
             left[rows] = np.where(over, 0, left[rows] - 1)
