@@ -25,7 +25,7 @@ from nomoat.data.preferences import preferred, prompts_of
 from nomoat.data.tokenizer import ByteTokenizer
 from nomoat.evaluate import judges
 from nomoat.evaluate.judging import Longer, Pair, Votes, agreement, ask, compare, drawn, length_controlled, refuses
-from nomoat.evaluate.ladder import ladder, strengths
+from nomoat.evaluate.ladder import ladder
 from nomoat.families.lm import LM
 from nomoat.nn.backbone import Backbone
 
@@ -154,13 +154,13 @@ def test_the_ladder_finds_known_strengths() -> None:
     assert rungs[0].games == 12_000
 
 
-def test_strengths_solve_the_equations_of_their_likelihood() -> None:
-    wins_RXX = np.random.default_rng(0).integers(1, 9, (2, 5, 5)) * (1 - np.eye(5))
-    strength_RX = np.exp(strengths(wins_RXX))
-    chance_RXX = strength_RX[:, :, None] / (strength_RX[:, :, None] + strength_RX[:, None, :])
-    games_RXX = wins_RXX + wins_RXX.swapaxes(1, 2)
-    expected_RX = (games_RXX * chance_RXX).sum(2) + strength_RX / (strength_RX + 1)
-    assert np.allclose(expected_RX, wins_RXX.sum(2) + 0.5, atol=1e-6)
+def test_one_whom_nobody_judged_stands_in_the_middle_of_its_ladder() -> None:
+    score_NXX = np.full((40, 3, 3), np.nan)
+    score_NXX[:, 0, 1], score_NXX[:, 1, 0] = 1, 0
+    best, middle, worst = ladder("abc", score_NXX)
+    assert (middle.name, middle.games) == ("c", 0)
+    assert best.points > middle.points > worst.points
+    assert middle.high - middle.low < 1
 
 
 def test_one_who_never_lost_has_finite_points() -> None:

@@ -151,6 +151,21 @@ def test_three_in_a_row_end_the_match_with_what_there_is() -> None:
     assert (spared.stopped, len(spared.games), spared.forfeits()) == ("", 20, (6, 0))
 
 
+def test_a_match_that_is_broken_off_keeps_its_games_where_asked() -> None:
+    def said(row: int, ply: int) -> int | None:
+        if ply == 4:
+            raise KeyboardInterrupt
+        return RESIGN if row in (0, 3) and ply > 1 else None
+
+    result = match(TINY, Failing(said), Fixed(), 8, keep=True)
+    assert result.counts() == (0, 0, 2)
+    assert result.stopped.startswith("broken off, 6 games had not ended")
+    with pytest.raises(KeyboardInterrupt):
+        match(TINY, Failing(said), Fixed(), 8)
+    with pytest.raises(KeyboardInterrupt):  # nothing to keep
+        match(TINY, Failing(lambda row, ply: said(1, ply)), Fixed(), 8, keep=True)
+
+
 OURS = "lambda state_B: int(random_actions(game, state_B, np.random.default_rng(int(game.key(state_B)[0] >> 1)))[0])"
 
 

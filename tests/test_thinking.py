@@ -17,13 +17,14 @@ from nomoat import thinking
 from nomoat.core.budget import Budget
 from nomoat.core.errors import ConfigError
 from nomoat.core.recipe import find
-from nomoat.core.run import Run
-from nomoat.data.chat import Chat
+from nomoat.core.run import Run, load
+from nomoat.data.chat import Chat, talking
 from nomoat.data.countdown import CountdownProblems
 from nomoat.evaluate.plot import Line, plot
 from nomoat.families.lm import LM
 from nomoat.nn.backbone import Backbone
 from nomoat.search import writers
+from nomoat.search.tasks import Asked
 from nomoat.texts import spelling
 from nomoat.thinking import Curve, Point
 
@@ -116,6 +117,24 @@ def test_a_model_that_talks_is_asked_as_in_a_conversation(run: Run, tmp_path: Pa
     nomoat.think(talks, "Hi?", budget=2, max_tokens=3)
     rendered, _ = Chat.of(talks.path).tokens([{"role": "user", "content": "Hi?"}], spelling(talks), answer=True)
     assert [list(row) for row in read] == [list(rendered)] * 2
+
+
+def test_questions_of_a_file_are_put_to_a_model_that_talks_as_in_a_conversation(
+    run: Run, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setenv("NOMOAT_RUNS", str(tmp_path))
+    talks = chatty(None, "talks")
+    talks.write_json("chat.json", {"template": CHATML, "bos": None, "eos": "<|endoftext|>"})
+    file = tmp_path / "questions.jsonl"
+    file.write_text(json.dumps({"question": "2 + 2?", "answer": "4"}))
+    model, said = load(talks), talking(talks.path)
+    whole = Asked(str(file), max_tokens=3).attempts(model, said, [{"question": "2 + 2?", "answer": "4"}], 2, 0)
+    rendered, _ = Chat.of(talks.path).tokens([{"role": "user", "content": "2 + 2?"}], said, answer=True)
+    assert whole.tokens[:, : len(rendered)].tolist() == [rendered] * 2
+    assert not whole.mask[:, : len(rendered)].any()
+    assert whole.mask[:, len(rendered)].all()
+    talks.write_json("chat.json", {"bos": None, "eos": "<|endoftext|>"})  # no template: nobody taught it to talk
+    assert not hasattr(talking(talks.path), "asked")
 
 
 def test_what_cannot_be_thought(run: Run) -> None:

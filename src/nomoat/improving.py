@@ -186,6 +186,7 @@ def written(
 
     from nomoat.core.device import choose
     from nomoat.core.run import load
+    from nomoat.data.chat import talking
     from nomoat.search.replay import store
     from nomoat.search.tasks import Attempts
 
@@ -194,7 +195,9 @@ def written(
     while not done or time.perf_counter() - began < seconds:
         index = number * WRITTEN // TRIES + np.arange(WRITTEN // TRIES)
         with run.autocast(choose(device)):
-            done.append(task.attempts(model, _spelling(run), task.train(seed + 7, index), TRIES, seed * 7919 + number))
+            done.append(
+                task.attempts(model, talking(run.path), task.train(seed + 7, index), TRIES, seed * 7919 + number)
+            )
         number += 1
         if watch is not None:
             spent = time.perf_counter() - began
@@ -215,6 +218,7 @@ def examined(run: Run, task: Task, device: str, seed: int, watch: Watch | None =
     """pass@1 and pass@k of a run on the task's exam."""
     from nomoat.core.device import choose
     from nomoat.core.run import load
+    from nomoat.data.chat import talking
     from nomoat.search.worded import pass_at
 
     if watch is not None:
@@ -222,7 +226,7 @@ def examined(run: Run, task: Task, device: str, seed: int, watch: Watch | None =
     model: Any = load(run).to(choose(device))
     questions = task.exam(EXAM)
     with run.autocast(choose(device)):
-        right = task.attempts(model, _spelling(run), questions, EXAM_TRIES, seed + 31).right
+        right = task.attempts(model, talking(run.path), questions, EXAM_TRIES, seed + 31).right
     solved = right.reshape(-1, EXAM_TRIES) >= 1
     return {f"pass@{k}": float(pass_at(solved, k).mean()) for k in (1, 4, EXAM_TRIES)} | {
         "questions": float(len(solved))
@@ -240,13 +244,6 @@ def _doubted(task: Task, watch: Watch | None) -> None:
     verify = getattr(task, "verify", None)
     if verify is not None and (said := suspicious(verify, task.exam(4))):
         raise DataError("this verifier cannot teach", said, "mend it, or name another")
-
-
-def _spelling(run: Run) -> Any:
-    from nomoat.data.tokenizer import load as read
-
-    path = run.path / "tokenizer.json"
-    return read(path) if path.exists() else None
 
 
 def _course(run: Run) -> list[str]:

@@ -174,17 +174,17 @@ def against(
 
     game, kind, count = seat.game, *opponent.partition(":")[::2]
     if opponent == "random":
-        return match(game, seat.player, Random(game, seed), games, seed, openings)
+        return match(game, seat.player, Random(game, seed), games, seed, openings, keep=True)
     if kind == "playouts" and count.isdigit() and int(count):
-        return match(game, seat.player, playouts(game, int(count), seed), games, seed, openings)
+        return match(game, seat.player, playouts(game, int(count), seed), games, seed, openings, keep=True)
     if (other := _run(opponent)) is not None:
         with seated(other, seat.player.simulations, seat.player.seconds) as theirs:
             if theirs.game != game:
                 raise ConfigError(f"{theirs.name} plays {theirs.game.name}", f"{seat.name} plays {game.name}")
             theirs.player.name = theirs.name
-            return match(game, seat.player, theirs.player, games, seed, openings)
+            return match(game, seat.player, theirs.player, games, seed, openings, keep=True)
     with EnginePlayer(opponent, game, seconds=seconds) as engine:
-        return match(game, seat.player, engine, games, seed, openings)
+        return match(game, seat.player, engine, games, seed, openings, keep=True)
 
 
 def _run(name: str) -> Run | None:

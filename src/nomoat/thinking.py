@@ -73,11 +73,10 @@ def think(
     family: Any = load(run).to(place)
     if not hasattr(family, "decode"):
         raise ConfigError(f"{run.name} does not write token by token", run.recipe.about, "name a language model")
-    tokenizer = spelling(run)
+    tokenizer, chat = spelling(run), Chat.of(run.path)
     forcing = Forcing(writing.get("min_think", 0), writing.get("max_think", 0))
     prompt, begin = question, None
-    if (run.path / "chat.json").exists():  # a model that was taught to talk is asked as in a conversation
-        chat = Chat.of(run.path)
+    if not chat.own:  # a model that was taught to talk is asked as in a conversation
         begin, _ = chat.tokens([{"role": "user", "content": question}], tokenizer, answer=True)
         prompt, options = "", replace(options, stop=chat.stop)
     writer = ModelWriter(family, tokenizer, options, writing.get("mark", "\n"), forcing=forcing, begin=begin)
@@ -152,21 +151,22 @@ def curve(
 
     from nomoat.core.device import choose
     from nomoat.core.run import load
+    from nomoat.data.chat import talking
     from nomoat.search.tasks import find
     from nomoat.search.worded import pass_at
-    from nomoat.texts import spelling
 
     if min(tries, questions) < 1:
         raise ConfigError(f"{tries} tries of {questions} questions make no curve", fix="use --tries 64 --questions 200")
     run, found, place = at_hand(model), find(task), choose(device)
     family: Any = load(run).to(place)
+    spelling = talking(run.path)
     asked, right, written, read, seconds = found.exam(questions), list[Any](), 0, 0, 0.0
     for number in range(tries):
         if watch is not None:
             watch({"kind": "phase", "phase": "writing answers", "step": number, "steps": tries})
         began = time.perf_counter()
         with run.autocast(place):
-            attempts = found.attempts(family, spelling(run), asked, 1, seed * 100_003 + number)
+            attempts = found.attempts(family, spelling, asked, 1, seed * 100_003 + number)
         seconds += time.perf_counter() - began
         right.append(attempts.right >= 1)
         written, read = written + int(attempts.mask.sum()), read + int((attempts.tokens >= 0).sum())

@@ -144,6 +144,40 @@ class Chat:
             yield start, stop or length(number + 1, False) or following
 
 
+class Talking:
+    """A tokenizer that also knows how a model that was taught to talk is asked; it spells as that tokenizer does.
+
+    Args:
+        tokenizer: the model's.
+        chat: its template.
+    """
+
+    def __init__(self, tokenizer: Any, chat: Chat) -> None:
+        self._tokenizer, self._chat, self.stop = tokenizer, chat, chat.stop
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+    def asked(self, question: str) -> list[int]:
+        """A user's first turn, up to where the answer begins."""
+        return self._chat.tokens([{"role": "user", "content": question}], self._tokenizer, answer=True)[0]
+
+
+def talking(folder: Path | str) -> Any:
+    """How the model of a run is spelled: None without a tokenizer, `Talking` where it was taught a chat template.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    from nomoat.data.tokenizer import load
+
+    path = Path(folder) / "tokenizer.json"
+    if not path.exists():
+        return None
+    tokenizer, chat = load(path), Chat.of(folder)
+    return tokenizer if chat.own else Talking(tokenizer, chat)
+
+
 def _plain(messages: Messages, tools: Messages | None) -> tuple[list[Any], Any]:
     """Copies that hold nothing but JSON; a call's arguments, which OpenAI sends as text, as what they say.
 

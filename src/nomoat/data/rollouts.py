@@ -18,8 +18,8 @@ import torch
 
 from nomoat.core.errors import ConfigError, nearest
 from nomoat.core.types import Batch
+from nomoat.data.chat import talking
 from nomoat.data.order import Order
-from nomoat.data.tokenizer import load as read_tokenizer
 from nomoat.search.replay import load
 from nomoat.search.tasks import Attempts
 
@@ -64,7 +64,7 @@ class Rollouts:
                 fix=f"use batch_size={max(1, batch_size // (self.tries * world)) * self.tries * world}",
             )
         groups, step = batch_size // self.tries // world, start
-        spelling = _spelling(self.tokenizer)
+        spelling = talking(Path(self.tokenizer).parent) if self.tokenizer else None
         while True:
             index = (step * world + rank) * groups + np.arange(groups)
             questions, model = self.task.train(seed, index), family.product
@@ -140,7 +140,3 @@ class Kept:
                 "right": torch.from_numpy(arrays["right"][chosen]),
             }
             step += 1
-
-
-def _spelling(path: str) -> Any:
-    return read_tokenizer(path) if path else None

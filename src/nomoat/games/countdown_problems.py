@@ -49,7 +49,7 @@ TESTS = ("numbers", "targets")
 TEST_SEED, TEST_SIZE = 0, 1000
 ENDING = 5
 """Numbers from which on every way is looked at."""
-ROUND = 256
+ROUND = 64
 """Attempts that are looked at together, at least."""
 TOGETHER = 32
 """Problems whose ways are all looked at together, to bound memory."""

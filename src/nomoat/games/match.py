@@ -219,7 +219,9 @@ class MatchResult:
         return [sum(points) / len(points) for _, points in sorted(found.items())]
 
 
-def match(game: Game, one: Player, other: Player, games: int, seed: int = 0, openings: int = 0) -> MatchResult:
+def match(
+    game: Game, one: Player, other: Player, games: int, seed: int = 0, openings: int = 0, keep: bool = False
+) -> MatchResult:
     """Play games in pairs, colours swapped, all in step.
 
     A player whose answer is an error or not a legal move loses that game by forfeit; three such answers in a row end
@@ -233,6 +235,7 @@ def match(game: Game, one: Player, other: Player, games: int, seed: int = 0, ope
         seed: of the openings.
         openings: random plies at the beginning of each pair. Without them, players that do not choose at random play
             the same pair over and over. Openings differ as far as the game has so many.
+        keep: Ctrl-C ends the match with the games that have ended; all going on in step, those are the short ones.
 
     Raises:
         ConfigError: a number of games that makes no pairs; an opening as long as the game; a game for one.
@@ -248,8 +251,13 @@ def match(game: Game, one: Player, other: Player, games: int, seed: int = 0, ope
         player.begin(games)
     for action_P in opening_PT.T:
         table.step(np.arange(games), np.repeat(action_P, 2))
-    while table.going.size and not table.stopped:
-        table.turn()
+    try:
+        while table.going.size and not table.stopped:
+            table.turn()
+    except KeyboardInterrupt:
+        if not keep or not table.played:
+            raise
+        table.stopped = f"broken off, {games - len(table.played)} games had not ended: those that had were the shorter"
     return MatchResult(one.name, other.name, tuple(table.played), table.stopped)
 
 

@@ -156,7 +156,7 @@ class Asked:
         max_tokens: of an answer.
         temperature: of its tokens.
         held: share of the questions that are the exam.
-        prompt: into which a question is put.
+        prompt: into which a question is put, where the model was not taught to talk.
     """
 
     path: str
@@ -211,12 +211,10 @@ class Asked:
         from nomoat.sampling.write import continue_tokens
 
         assert spelling is not None
-        options = SamplingOptions(self.temperature, max_tokens=self.max_tokens, seed=seed)
-        prompts = [
-            [*spelling.begin, *map(int, spelling.encode(self.prompt.format(question=asked(row))))]
-            for row in questions
-            for _ in range(tries)
-        ]
+        options = SamplingOptions(
+            self.temperature, max_tokens=self.max_tokens, seed=seed, stop=getattr(spelling, "stop", ())
+        )
+        prompts = [ids for row in questions for ids in [self._prompt(spelling, asked(row))] * tries]
         written = continue_tokens(model, spelling, prompts, options)
         length = max(len(p) + len(w.tokens) for p, w in zip(prompts, written, strict=True))
         tokens = np.full((len(prompts), length), spelling.eot, np.int64)
@@ -236,6 +234,12 @@ class Asked:
             for verdict in self.verify(row, texts[number * tries : (number + 1) * tries])
         ]
         return Attempts(tokens, mask, ends, np.array(right, np.float32), texts)
+
+    def _prompt(self, spelling: Any, question: str) -> list[int]:
+        """A question's ids: as in a conversation where the model was taught to talk (data/chat.py)."""
+        if hasattr(spelling, "asked"):
+            return list(spelling.asked(question))
+        return [*spelling.begin, *map(int, spelling.encode(self.prompt.format(question=question)))]
 
     def blind(self, questions: Sequence[dict[str, Any]], tries: int, seed: int) -> Array | None:
         """Answers to other questions, drawn by chance: what knowing only the kind of answer gives."""
