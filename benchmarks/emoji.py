@@ -1,7 +1,7 @@
 """From a folder of emoji to a model that draws by captions, is led by masks and outlines, and enlarges.
 
-    python benchmarks/emoji.py make --minutes 25 --work FOLDER
-    python benchmarks/emoji.py mask --minutes 12 --work FOLDER      over the model of `make`; or: edges
+    python benchmarks/emoji.py make --minutes 25 --work FOLDER [--size 64]
+    python benchmarks/emoji.py mask --minutes 12 --work FOLDER [--size 64]     over the model of `make`; or: edges
     python benchmarks/emoji.py upsampler --minutes 20 --work FOLDER
     (to try it: --minutes 1 --results /tmp/emoji.json)
 
@@ -38,6 +38,8 @@ from nomoat.evaluate.contact import sheet
 from nomoat.evaluate.distances import compare
 from nomoat.evaluate.features import judge, own_domain
 from nomoat.evaluate.seen import as_seen
+from nomoat.making import Spending
+from nomoat.picturing import make_pictures
 from nomoat.sampling.drawing import Drawing
 
 SIZE, ROWS, STEPS, SHOWN = 64, 32, 20, 12
@@ -74,13 +76,14 @@ def told_of(run: Run, began: float) -> dict[str, Any]:
 
 def made(asked: argparse.Namespace) -> dict[str, Any]:
     began = time.perf_counter()
-    run = nomoat.make(files(asked.work), budget=f"{asked.minutes:g}m", seed=asked.seed, watch=told)
-    (asked.work / "base.txt").write_text(str(run.path.resolve()))
+    spending = Spending.of(f"{asked.minutes:g}m")
+    run = make_pictures(files(asked.work), spending, seed=asked.seed, watch=told, size=asked.size)
+    (asked.work / f"base-{asked.size or 32}.txt").write_text(str(run.path.resolve()))
     return told_of(run, began)
 
 
 def led(asked: argparse.Namespace) -> dict[str, Any]:
-    began, base = time.perf_counter(), (asked.work / "base.txt").read_text()
+    began, base = time.perf_counter(), (asked.work / f"base-{asked.size or 32}.txt").read_text()
     run = nomoat.control(base, asked.what, f"{60 * asked.minutes - 60:.0f}s", seed=asked.seed, watch=told)
     return told_of(run, began)
 
@@ -171,13 +174,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("make", "mask", "edges", "upsampler"))
     parser.add_argument("--minutes", type=float, required=True)
+    parser.add_argument("--size", type=int, help="pixels of what `make` draws [what suits]")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results" / "emoji.json")
     asked = parser.parse_args()
     asked.work.mkdir(parents=True, exist_ok=True)
     held = json.loads(asked.results.read_text())["figures"] if asked.results.exists() else {}
-    held[asked.what] = {"make": made, "upsampler": upsampled}.get(asked.what, led)(asked)
+    key = asked.what if asked.size is None else f"{asked.what} {asked.size}"
+    held[key] = {"make": made, "upsampler": upsampled}.get(asked.what, led)(asked)
     record("emoji", held, asked.results)
 
 

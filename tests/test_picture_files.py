@@ -302,7 +302,7 @@ def test_what_is_taken_for_pictures(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("side", "most", "size"), [(80, 32, 32), (80, 64, 64), (50, 64, 32), (28, 32, 28), (19, 64, 16)]
+    ("side", "most", "size"), [(80, 32, 32), (80, 64, 64), (50, 64, 32), (50, 48, 48), (28, 32, 28), (19, 64, 16)]
 )
 def test_a_size_is_chosen(tmp_path: Path, side: int, most: int, size: int) -> None:
     drawings(tmp_path, 4, side)

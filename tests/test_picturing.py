@@ -106,6 +106,19 @@ def test_every_kind_can_be_asked_for(kind: str, tmp_path: Path) -> None:
     assert drawing.draw(run, "", 2)[1].image_YXC.shape[2] == 3
 
 
+def test_a_size_can_be_asked_for_and_one_that_cannot_be_is_refused(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = drawings(tmp_path / "pictures", 12)  # of 48 pixels
+    run = picturing.make_pictures(folder, Spending.of("1steps"), size=40)
+    assert run.recipe.data.size == run.recipe.family.size == 40
+    for size, said in (("64", "use --size 32"), ("2O", "not a valid integer"), ("30", "halve"), ("128", "halve")):
+        assert main(["make", str(folder), "--size", size, "--budget", "1steps"]) == 2
+        assert said in " ".join(capfd.readouterr().err.split())
+    assert main(["plan", "--size", "16", "--budget", "3steps"]) == 0
+    assert "16 x 16 pixels" in capfd.readouterr().out
+
+
 def test_a_kind_that_is_none_is_refused(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["make", "--family", "shortcat", "--budget", "2steps"]) == 2
     assert "shortcut" in capfd.readouterr().err

@@ -27,6 +27,8 @@ SIZES = ((96, 3, 3), (128, 4, 4), (192, 6, 6), (256, 8, 8), (384, 10, 6))
 """Width, depth and heads of the transformers that are chosen from."""
 WIDTHS = ((16, 32, 64), (24, 48, 96), (32, 64, 128), (48, 96, 192), (64, 128, 256))
 """Channels of the convolutional nets that are chosen from."""
+SMALLEST, LARGEST = 8, 64
+"""Pixels a side that may be asked for."""
 BATCH = 32
 TIMED = 1  # of the sizes: the others are reckoned from it by their operations
 RESERVE, LEAST_RESERVE, MOST_RESERVE = 0.25, 45.0, 240.0
@@ -121,6 +123,7 @@ def foreseen(
     watch: Watch | None = None,
     kind: str | None = None,
     device: str = "auto",
+    size: int | None = None,
 ) -> PictureForecast:
     """Read the pictures, choose the family, time a few steps and choose the network.
 
@@ -132,23 +135,20 @@ def foreseen(
         watch: told what happens.
         kind: one of `KINDS`; None: the one that suits.
         device: where it would be trained.
+        size: pixels a side; None: 32, or what smaller pictures have.
 
     Raises:
-        ConfigError: there is no such kind.
+        ConfigError: there is no such kind, or the pictures are not that large.
         DataError: no pictures, or too few.
     """
     from nomoat.core.device import choose
-    from nomoat.data.pictures import PictureFiles, choose_size
-    from nomoat.data.shapes import Shapes
     from nomoat.train.start import seconds_a_step
 
     kind = kind or next(iter(KINDS))
     if kind not in KINDS:
         raise ConfigError(f"there is no kind `{kind}`", f"there is {', '.join(KINDS)}", nearest(kind, KINDS))
-    if path is None:
-        data: Any = Shapes()
-    else:
-        data = PictureFiles(str(path), choose_size(path), licence).prepare(making.data_root(), watch)
+    data = _data(path, licence, size, watch)
+    if path is not None:
         if (rows := data.open().size) < 2:
             raise DataError(f"there are too few pictures in {path}", f"{rows} to learn from", "add pictures")
     whole = spending.budget.seconds(spending.budget.watts)
@@ -163,6 +163,23 @@ def foreseen(
     rows = None if path is None else data.open().size
     parameters = sum(weight.numel() for weight in recipe.family.build({}).parameters())
     return PictureForecast(recipe, kind, parameters, rows, pace * work(recipe.family), seconds, kept)
+
+
+def _data(path: Path | str | None, licence: str | None, size: int | None, watch: Watch | None) -> Any:
+    """The pictures, or the shapes world, at a size that suits or was asked for."""
+    from nomoat.data.pictures import PictureFiles, choose_size
+    from nomoat.data.shapes import Shapes
+
+    if size is not None and not (SMALLEST <= size <= LARGEST and size % (4 if size <= 32 else 8) == 0):
+        why = f"networks halve a side twice, above 32 three times; {SMALLEST} to {LARGEST} are drawn"
+        raise ConfigError(f"{size} pixels a side cannot be", why, "use --size 32")
+    if path is None:
+        return Shapes(size or 32)
+    suits = choose_size(path, size or 32)
+    if size is not None and suits < size:
+        why = "three quarters of them must be as large as that: none is enlarged"
+        raise ConfigError(f"the pictures of {path} have too few pixels for {size}", why, f"use --size {suits}")
+    return PictureFiles(str(path), suits, licence).prepare(making.data_root(), watch)
 
 
 def reserve(whole: float) -> float:

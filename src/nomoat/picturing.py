@@ -50,6 +50,7 @@ def make_pictures(
     watch: Watch | None = None,
     allow: str | None = None,
     kind: str | None = None,
+    size: int | None = None,
 ) -> Run:
     """Make a model that draws.
 
@@ -62,14 +63,15 @@ def make_pictures(
         watch: told what happens.
         allow: why it may be made although the licences cannot be kept together; recorded.
         kind: one of `picture_plan.KINDS`; None: the one that suits.
+        size: pixels a side; None: what suits.
 
     Raises:
-        ConfigError: there is no such kind.
+        ConfigError: there is no such kind or size.
         DataError: no pictures, or too few.
         RunError: licences that cannot be kept together.
         StoppedError: Ctrl-C while training; `resume` goes on.
     """
-    forecast = foreseen(path, spending, licence, seed, watch, kind, device)
+    forecast = foreseen(path, spending, licence, seed, watch, kind, device, size)
     recipe = forecast.recipe
     whole = spending.budget.seconds(spending.budget.watts)
     left = None if whole is None else spending.left(reserve(whole)) or forecast.seconds

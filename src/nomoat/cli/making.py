@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("path", required=False, type=click.Path(exists=True))
 @click.option("--pictures", is_flag=True, help="A model that draws; without PATH: of the procedural shapes world.")
-@click.option("--family", "kind", metavar="KIND", help="Of pictures: diffusion, dit, shortcut, r3gan. [what suits]")
+@options.of_pictures
 @click.option("--from", "base", metavar="MODEL", help="Go on from this model: for files under about 20 MB.")
 @options.budget
 @options.licence
@@ -32,7 +32,14 @@ if TYPE_CHECKING:
 @options.as_json
 @click.pass_obj
 def make(
-    output: Output, path: str | None, pictures: bool, kind: str | None, base: str | None, budget: str, **asked: Any
+    output: Output,
+    path: str | None,
+    pictures: bool,
+    kind: str | None,
+    size: int | None,
+    base: str | None,
+    budget: str,
+    **asked: Any,
 ) -> None:
     """Make a model from a file or folder, within a budget.
 
@@ -43,7 +50,7 @@ def make(
     from nomoat import picturing, tuning, verbs
     from nomoat.making import Spending
 
-    pictures = pictures or kind is not None
+    pictures = pictures or kind is not None or size is not None
     if base is not None and pictures:
         raise ConfigError("--from goes on from a model of text", "pictures were asked for", "leave one of them out")
     if base is None and not pictures and (text := tuning.proposal(path)):
@@ -54,7 +61,7 @@ def make(
         else:
             spending = Spending.of(budget, asked.pop("price_per_hour"), asked.pop("watts"))
             if base is None:
-                run = picturing.make_pictures(path, spending, watch=watch, kind=kind, **asked)
+                run = picturing.make_pictures(path, spending, watch=watch, kind=kind, size=size, **asked)
             else:
                 run = tuning.make_from(base, path, spending, watch=watch, **asked)
     ended(output, run)
@@ -63,7 +70,7 @@ def make(
 @click.command()
 @click.argument("path", required=False, type=click.Path(exists=True))
 @click.option("--pictures", is_flag=True, help="Of a model that draws; without PATH: of the shapes world.")
-@click.option("--family", "kind", metavar="KIND", help="Of pictures: diffusion, dit, shortcut, r3gan. [what suits]")
+@options.of_pictures
 @click.option("--recipe", multiple=True, metavar="NAME", help="A recipe on one H100, on paper; also with a.b=c.")
 @options.budget
 @options.licence
@@ -75,6 +82,7 @@ def plan(
     path: str | None,
     pictures: bool,
     kind: str | None,
+    size: int | None,
     recipe: tuple[str, ...],
     budget: str,
     **asked: Any,
@@ -88,10 +96,10 @@ def plan(
     from nomoat.making import Spending
 
     with watching(output, "nomoat plan") as watch:
-        if (pictures or kind) and not recipe:
+        if (pictures or kind or size is not None) and not recipe:
             spending = Spending.of(budget, asked["price_per_hour"], asked["watts"])
             made: Any = picture_plan.foreseen(
-                path, spending, asked["licence"], watch=watch, kind=kind, device=asked["device"]
+                path, spending, asked["licence"], watch=watch, kind=kind, device=asked["device"], size=size
             )
         else:
             made = verbs.plan(path, budget, watch=watch, recipe=recipe, **asked)

@@ -56,6 +56,18 @@ def budget(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+def of_pictures(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What may be asked of a model that draws."""
+    for option in (
+        click.option("--size", type=int, metavar="PIXELS", help="Of pictures, a side, 8 to 64. [what suits, up to 32]"),
+        click.option(
+            "--family", "kind", metavar="KIND", help="Of pictures: diffusion, dit, shortcut, r3gan. [what suits]"
+        ),
+    ):
+        function = option(function)
+    return function
+
+
 bits = click.option(
     "--bits",
     type=click.Choice(["32", "16", "8", "4"]),

@@ -355,4 +355,6 @@ def choose_size(path: Path | str, most: int = 32) -> int:
     if not sides:
         return min(32, most)
     side = sorted(sides)[len(sides) // 4]
-    return next((size for size in (64, 32) if size <= min(side, most)), max(8, min(side, most) // 4 * 4))
+    if side >= most:
+        return most
+    return next((size for size in (64, 32) if size <= side), max(8, side // 4 * 4))
