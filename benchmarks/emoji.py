@@ -39,6 +39,7 @@ from nomoat.evaluate.distances import compare
 from nomoat.evaluate.features import judge, own_domain
 from nomoat.evaluate.seen import as_seen
 from nomoat.making import Spending
+from nomoat.picture_plan import Wanted
 from nomoat.picturing import make_pictures
 from nomoat.sampling.drawing import Drawing
 
@@ -77,7 +78,7 @@ def told_of(run: Run, began: float) -> dict[str, Any]:
 def made(asked: argparse.Namespace) -> dict[str, Any]:
     began = time.perf_counter()
     spending = Spending.of(f"{asked.minutes:g}m")
-    run = make_pictures(files(asked.work), spending, seed=asked.seed, watch=told, size=asked.size)
+    run = make_pictures(files(asked.work), spending, seed=asked.seed, watch=told, wanted=Wanted(size=asked.size))
     (asked.work / f"base-{asked.size or 32}.txt").write_text(str(run.path.resolve()))
     return told_of(run, began)
 

@@ -101,7 +101,9 @@ def test_the_network_is_the_largest_that_gets_its_steps(monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("kind", picture_plan.KINDS)
 def test_every_kind_can_be_asked_for(kind: str, tmp_path: Path) -> None:
-    run = picturing.make_pictures(drawings(tmp_path / "pictures", 12), Spending.of("2steps"), kind=kind)
+    run = picturing.make_pictures(
+        drawings(tmp_path / "pictures", 12), Spending.of("2steps"), wanted=picture_plan.Wanted(kind)
+    )
     assert run.status == "done" and picture_plan.KINDS[kind].about in run.recipe.about
     assert drawing.draw(run, "", 2)[1].image_YXC.shape[2] == 3
 
@@ -110,7 +112,7 @@ def test_a_size_can_be_asked_for_and_one_that_cannot_be_is_refused(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     folder = drawings(tmp_path / "pictures", 12)  # of 48 pixels
-    run = picturing.make_pictures(folder, Spending.of("1steps"), size=40)
+    run = picturing.make_pictures(folder, Spending.of("1steps"), wanted=picture_plan.Wanted(size=40))
     assert run.recipe.data.size == run.recipe.family.size == 40
     for size, said in (("64", "use --size 32"), ("2O", "not a valid integer"), ("30", "halve"), ("128", "halve")):
         assert main(["make", str(folder), "--size", size, "--budget", "1steps"]) == 2

@@ -61,6 +61,21 @@ KINDS = {
 }
 
 
+class Wanted(NamedTuple):
+    """What may be asked of a model that draws.
+
+    Args:
+        kind: one of `KINDS`; None: the one that suits.
+        size: pixels a side; None: 32, or what smaller pictures have.
+    """
+
+    kind: str | None = None
+    size: int | None = None
+
+
+ANY = Wanted()
+
+
 @dataclass(frozen=True)
 class PictureForecast:
     """What would be trained of pictures. How good it becomes nobody foretells: there is no law of it yet.
@@ -121,9 +136,8 @@ def foreseen(
     licence: str | None = None,
     seed: int = 0,
     watch: Watch | None = None,
-    kind: str | None = None,
+    wanted: Wanted = ANY,
     device: str = "auto",
-    size: int | None = None,
 ) -> PictureForecast:
     """Read the pictures, choose the family, time a few steps and choose the network.
 
@@ -133,9 +147,8 @@ def foreseen(
         licence: SPDX id of all files; None: what stands beside them.
         seed: of the network.
         watch: told what happens.
-        kind: one of `KINDS`; None: the one that suits.
+        wanted: what is asked for.
         device: where it would be trained.
-        size: pixels a side; None: 32, or what smaller pictures have.
 
     Raises:
         ConfigError: there is no such kind, or the pictures are not that large.
@@ -144,13 +157,12 @@ def foreseen(
     from nomoat.core.device import choose
     from nomoat.train.start import seconds_a_step
 
-    kind = kind or next(iter(KINDS))
+    kind = wanted.kind or next(iter(KINDS))
     if kind not in KINDS:
         raise ConfigError(f"there is no kind `{kind}`", f"there is {', '.join(KINDS)}", nearest(kind, KINDS))
-    data = _data(path, licence, size, watch)
-    if path is not None:
-        if (rows := data.open().size) < 2:
-            raise DataError(f"there are too few pictures in {path}", f"{rows} to learn from", "add pictures")
+    data = _data(path, licence, wanted.size, watch)
+    if path is not None and (rows := data.open().size) < 2:
+        raise DataError(f"there are too few pictures in {path}", f"{rows} to learn from", "add pictures")
     whole = spending.budget.seconds(spending.budget.watts)
     kept = reserve(whole or 0.0)
     if watch is not None:
@@ -160,9 +172,9 @@ def foreseen(
     pace, left = seconds_a_step(timed, batch, choose(device)) / work(timed.family), spending.left(kept)
     recipe = sized(data, affordable(data, kind, pace, left, spending.budget), spending.budget, seed, kind)
     seconds = None if whole is None else left
-    rows = None if path is None else data.open().size
+    count = None if path is None else data.open().size
     parameters = sum(weight.numel() for weight in recipe.family.build({}).parameters())
-    return PictureForecast(recipe, kind, parameters, rows, pace * work(recipe.family), seconds, kept)
+    return PictureForecast(recipe, kind, parameters, count, pace * work(recipe.family), seconds, kept)
 
 
 def _data(path: Path | str | None, licence: str | None, size: int | None, watch: Watch | None) -> Any:

@@ -18,7 +18,7 @@ from nomoat import making
 from nomoat.core.errors import DataError
 from nomoat.core.run import Run
 from nomoat.making import Spending
-from nomoat.picture_plan import KINDS, foreseen, reserve
+from nomoat.picture_plan import ANY, KINDS, Wanted, foreseen, reserve
 
 if TYPE_CHECKING:
     from nomoat.evaluate.picture_report import Prompts, Truth
@@ -49,8 +49,7 @@ def make_pictures(
     seed: int = 0,
     watch: Watch | None = None,
     allow: str | None = None,
-    kind: str | None = None,
-    size: int | None = None,
+    wanted: Wanted = ANY,
 ) -> Run:
     """Make a model that draws.
 
@@ -62,8 +61,7 @@ def make_pictures(
         seed: same seed, same model.
         watch: told what happens.
         allow: why it may be made although the licences cannot be kept together; recorded.
-        kind: one of `picture_plan.KINDS`; None: the one that suits.
-        size: pixels a side; None: what suits.
+        wanted: of which family, and how large.
 
     Raises:
         ConfigError: there is no such kind or size.
@@ -71,7 +69,7 @@ def make_pictures(
         RunError: licences that cannot be kept together.
         StoppedError: Ctrl-C while training; `resume` goes on.
     """
-    forecast = foreseen(path, spending, licence, seed, watch, kind, device, size)
+    forecast = foreseen(path, spending, licence, seed, watch, wanted, device)
     recipe = forecast.recipe
     whole = spending.budget.seconds(spending.budget.watts)
     left = None if whole is None else spending.left(reserve(whole)) or forecast.seconds

@@ -47,7 +47,7 @@ def make(
     model that draws is made. Without PATH: the modules of Python's standard library. The budget is for everything, from
     reading to the report.
     """
-    from nomoat import picturing, tuning, verbs
+    from nomoat import picture_plan, picturing, tuning, verbs
     from nomoat.making import Spending
 
     pictures = pictures or kind is not None or size is not None
@@ -61,7 +61,9 @@ def make(
         else:
             spending = Spending.of(budget, asked.pop("price_per_hour"), asked.pop("watts"))
             if base is None:
-                run = picturing.make_pictures(path, spending, watch=watch, kind=kind, size=size, **asked)
+                run = picturing.make_pictures(
+                    path, spending, watch=watch, wanted=picture_plan.Wanted(kind, size), **asked
+                )
             else:
                 run = tuning.make_from(base, path, spending, watch=watch, **asked)
     ended(output, run)
@@ -98,8 +100,9 @@ def plan(
     with watching(output, "nomoat plan") as watch:
         if (pictures or kind or size is not None) and not recipe:
             spending = Spending.of(budget, asked["price_per_hour"], asked["watts"])
+            wanted = picture_plan.Wanted(kind, size)
             made: Any = picture_plan.foreseen(
-                path, spending, asked["licence"], watch=watch, kind=kind, device=asked["device"], size=size
+                path, spending, asked["licence"], watch=watch, wanted=wanted, device=asked["device"]
             )
         else:
             made = verbs.plan(path, budget, watch=watch, recipe=recipe, **asked)
