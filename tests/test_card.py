@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -10,6 +11,7 @@ from folders import notes
 
 from nomoat import card, verbs
 from nomoat.core.budget import Budget
+from nomoat.core.run import Run
 from nomoat.families.lm import LM
 from nomoat.nn import dialect as dialects
 from nomoat.nn.backbone import Backbone
@@ -97,6 +99,17 @@ def test_expected_stands_beside_actual(made):
     report = json.loads((run.path / "report.json").read_text())
     assert rows["held_out_bits_per_byte"]["actual"] == report["bits_per_byte"]
     assert rows["tokens_per_second"]["actual"] > 0
+
+
+def test_what_a_recipe_expects_stands_beside_what_came(made, tmp_path):
+    run, _ = made
+    path = shutil.copytree(run.path, tmp_path / "same")
+    (path / "plan.json").unlink()
+    recipe = json.loads((path / "recipe.json").read_text())
+    (path / "recipe.json").write_text(json.dumps({**recipe, "expect": {"held_out_loss": 2.0, "unheard_of": 1.0}}))
+    [row] = card._expected(Run.open(path), None)
+    loss = run.metrics("evaluate")[-1]["loss"]
+    assert row == {"name": "held_out_loss", "expected": 2.0, "actual": loss, "off": loss / 2 - 1}
 
 
 def test_the_card_has_every_part(made):

@@ -194,6 +194,8 @@ def actuals(run: Run) -> dict[str, float]:
         found["memory_bytes"] = float(max(peaks))
     if (bits := evaluated.get("bits_per_byte")) is not None and math.isfinite(bits):
         found["held_out_bits_per_byte"] = float(bits)
+    if (loss := evaluated.get("loss")) is not None and math.isfinite(loss):
+        found["held_out_loss"] = float(loss)
     return found
 
 
