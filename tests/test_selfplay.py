@@ -67,6 +67,17 @@ def test_positions_are_those_of_games_with_their_results() -> None:
     assert told["proved"] > 0.1
 
 
+def test_noise_ends_with_the_moves_that_have_it() -> None:
+    """Without noise two games from one position go the same way; with it they do not."""
+    seen = []
+    for noisy in (0, 1, None):
+        manner = Manner(simulations=8, cheap=8, full=1.0, openings=0, noisy=noisy)
+        table = Table(GAME, 64, manner, np.random.default_rng(0))
+        table.play(uniform(9), 2, np.random.default_rng(1))
+        seen.append(len(np.unique(GAME.key(table.state))))
+    assert seen[0] == 1 < seen[1] <= 9 < seen[2]
+
+
 def test_what_a_search_proved_is_the_value_that_is_learned() -> None:
     table = Table(GAME, 32, Manner(simulations=300, full=1.0, mix=1.0), np.random.default_rng(0))
     positions = table.play(uniform(9), 9, np.random.default_rng(1))
@@ -125,6 +136,7 @@ def test_workers_play_beside_and_no_finished_game_is_lost(tmp_path: Path) -> Non
     parts = sorted((run.path / "games").glob("part-*.npz"))
     assert {path.stem.split("-")[2] for path in parts} <= {"1", "2"}
     assert len(parts) > 1
+    assert run.decided("threads") == max(1, torch.get_num_threads() - 2)
     held = sum(len(load(path)["state"]) for path in parts)
     replay = Replay(run.path / "games", 10_000)
     assert replay.read() == held
@@ -186,6 +198,21 @@ def test_who_takes_the_first_free_cell_loses_and_who_plays_perfectly_does_not() 
     assert best.positions > 200
 
 
+def test_the_precision_is_measured_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nomoat.search import selfplay
+
+    family, data = recipe(1).build(), recipe(1).data.at(tmp_path)
+    monkeypatch.setattr(selfplay, "has_bf16", lambda device: False)
+    assert selfplay.faster(family, GAME) == ("fp32", 0.0)
+    monkeypatch.setattr(selfplay, "has_bf16", lambda device: True)
+    assert selfplay.faster(family, GAME)[1] > 0
+    monkeypatch.setattr(selfplay, "faster", lambda family, game: ("bf16", 2.0))
+    assert replace(data, precision="fp32")._decided(family) == "fp32"
+    assert data._decided(family) == "bf16"
+    monkeypatch.setattr(selfplay, "faster", lambda family, game: ("fp32", 0.5))
+    assert data._decided(family) == "bf16"
+
+
 def test_settings_that_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="at least 1"):
         SelfPlay(GAME, games=0)
@@ -193,6 +220,8 @@ def test_settings_that_cannot_be(tmp_path: Path) -> None:
         next(iter(SelfPlay(GAME).stream(None, 4, 0, world=2)))
     with pytest.raises(ConfigError, match="need a run"):
         next(iter(SelfPlay(GAME, workers=1).stream(AlphaZero.tiny().build({}), 4, 0)))
+    with pytest.raises(ConfigError, match="no precision `fp8`"):
+        SelfPlay(GAME, precision="fp8")
     with pytest.raises(ConfigError, match="is no game"):
         AlphaZero(game="go")
 

@@ -42,6 +42,8 @@ class Manner:
         rule: how edges are chosen.
         openings: half of the games begin with 1 to so many moves at random, which are not learned.
         mix: weight of the search's own value in what the value learns, beside how the game ended.
+        noisy: moves of a game that full searches make with noise; later ones are the best that was found, so that games
+            end as their positions deserve. None: all.
     """
 
     simulations: int = 32
@@ -50,6 +52,7 @@ class Manner:
     rule: Gumbel = Gumbel()
     openings: int = 6
     mix: float = 0.25
+    noisy: int | None = None
 
 
 @dataclass
@@ -144,6 +147,8 @@ class Table:
         manner, rows = self.manner, np.arange(self.count)
         full = chance.random(self.count) < manner.full
         noise = chance.gumbel(size=(self.count, self.game.actions)).astype(np.float32)
+        if manner.noisy is not None:
+            noise[self.length >= manner.noisy] = 0
         policy = np.zeros((self.count, self.game.actions), np.float32)
         action = np.zeros(self.count, np.int64)
         root, known = np.zeros(self.count, np.float32), np.zeros(self.count, np.float32)

@@ -87,7 +87,7 @@ def settings(recipe: Recipe, family: Family, device: torch.device, batch: Batch,
     per_process = max(1, rows_of(batch) // recipe.processes)
     guess = min(per_process, recipe.micro_batch or per_process)
     length = family.positions_a_sample or max(1, tokens_in(batch) // rows_of(batch))
-    torch.set_num_threads(decisions.take("threads", lambda: _threads(family, device, guess * length)))
+    torch.set_num_threads(decisions.take("threads", lambda: _threads(recipe, family, device, guess * length)))
     precision = decisions.take("precision", lambda: _precision(recipe, family, device, guess * length))
     dtype = decisions.take("muon_dtype", lambda: _muon_dtype(recipe, family, device))
     micro = decisions.take("micro_batch", lambda: _micro_batch(recipe, family, device, batch, (precision, guess)))
@@ -225,7 +225,9 @@ def _seconds(recipe: Recipe, meter: EnergyMeter | None) -> tuple[float, str]:
     return seconds, f"the budget is {recipe.budget.text}"
 
 
-def _threads(family: Family, device: torch.device, tokens: int) -> tuple[int, str]:
+def _threads(recipe: Recipe, family: Family, device: torch.device, tokens: int) -> tuple[int, str]:
+    if workers := getattr(recipe.data, "workers", 0):
+        return max(1, torch.get_num_threads() - workers), f"{workers} of the data's workers compute beside it"
     named = [p for name, p in family.named_parameters() if family.role_of(name, p) == "matrix"]
     widths = [min(len(p), p.numel() // len(p)) for p in named]  # a convolution's, by all that a place sees
     number, ratio = machine.worthwhile_threads(device, tokens, max(widths, default=64))
