@@ -28,7 +28,7 @@ from peers import ROOT, SHARED, record
 from torch import Tensor
 
 import nomoat
-from nomoat import making
+from nomoat import controlling, making
 from nomoat.core.budget import Budget
 from nomoat.core.errors import ConfigError
 from nomoat.core.recipe import Recipe, find
@@ -65,9 +65,9 @@ def told(event: Any) -> None:
 
 
 def told_of(run: Run, began: float) -> dict[str, Any]:
-    """What came of it, and what it took."""
+    """What came of it, and what it took; of a run that is only judged again, what its training took."""
     return {
-        "minutes": (time.perf_counter() - began) / 60,
+        "minutes": (time.perf_counter() - began) / 60 if began else run.metrics("step")[-1]["seconds"] / 60,
         "steps": run.metrics("step")[-1]["step"],
         "about": run.recipe.about,
         "report": run.read_json("report.json"),
@@ -84,6 +84,9 @@ def made(asked: argparse.Namespace) -> dict[str, Any]:
 
 
 def led(asked: argparse.Namespace) -> dict[str, Any]:
+    if asked.run is not None:
+        run = Run.open(asked.run)
+        return told_of(making.reported(run, controlling.judged(run)), 0.0)
     began, base = time.perf_counter(), (asked.work / f"base-{asked.size or 32}.txt").read_text()
     run = nomoat.control(base, asked.what, f"{60 * asked.minutes - 60:.0f}s", seed=asked.seed, watch=told)
     return told_of(run, began)
@@ -175,6 +178,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("make", "mask", "edges", "upsampler"))
     parser.add_argument("--minutes", type=float, required=True)
+    parser.add_argument("--run", help="of `mask` and `edges`: judge this run again, and train none")
     parser.add_argument("--size", type=int, help="pixels of what `make` draws [what suits]")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, required=True)

@@ -15,7 +15,7 @@ from nomoat.core.family import Frozen
 from nomoat.core.recipe import Recipe, Ref
 from nomoat.core.run import Run, load
 from nomoat.core.types import Ports
-from nomoat.evaluate.control import agreement, border, edge_score, followed, overlap, silhouette
+from nomoat.evaluate.control import agreement, border, edge_score, filled, followed, overlap, silhouette
 from nomoat.families.control import Control, Hinted
 from nomoat.nn.unet import UNet
 from nomoat.sampling.drawing import Drawing
@@ -200,6 +200,18 @@ def test_a_silhouette_is_what_is_not_background():
     assert not silhouette(torch.zeros(1, 3, 8, 8)).any()
 
 
+def test_what_an_outline_encloses_is_inside_and_what_it_lets_in_is_not():
+    ring, open_ring = squares([(4, 4)]), squares([(4, 4)])
+    ring[:, 6:8, 6:8] = False  # white within
+    assert torch.equal(silhouette(painted(ring)), squares([(4, 4)]))
+    open_ring[:, 6, 6:] = False
+    assert torch.equal(filled(open_ring), open_ring)
+    assert agreement(painted(ring), squares([(4, 4)])[:, None].float(), "mask").item() == 1
+    assert agreement(painted(ring), border(squares([(4, 4)]))[:, None].float(), "edges").item() == 1
+    diagonal = torch.eye(8, dtype=torch.bool)[None] | torch.eye(8, dtype=torch.bool).flip(1)[None]
+    assert torch.equal(filled(diagonal), diagonal), "the picture's edge lets in"
+
+
 def test_overlap_by_hand():
     one, other = squares([(2, 2), (2, 2), (0, 0)]), squares([(2, 2), (2, 5), (10, 10)])
     # Moved by 3 of 6 columns: 18 pixels are common, 54 are covered by either.
@@ -240,7 +252,9 @@ def test_who_follows_is_told_from_who_does_not(kind):
         def generate(self, prompts, options, generator):
             return {"image": painted(silhouette(painted(prompts["hint"][:, 0] > 0.5)) if kind == "mask" else mask)}
 
-    found = followed(Follows(), [{"hint": hint}], Drawing(), kind)
+    assert followed(Follows(), [{"hint": hint}], Drawing(), kind).true is None
+    found = followed(Follows(), [{"hint": hint, "image": painted(mask)}], Drawing(), kind)
+    assert found.true == 1 and "true pictures 1.000" in str(found)
     assert found.value == 1 and found.low == 1 and found.shuffled < 0.3 and found.count == 4
     assert "against the control pictures of others" in str(found)
 

@@ -1,10 +1,11 @@
 """How far drawn pictures follow a control picture: the silhouette under a mask, the edges under an outline.
 
-    image -> what is not background -> silhouette_BYX;  its border -> edges_BYX
-    mask against silhouette -> |both| / |either|        outline against edges, one pixel apart at most -> F-score
+    image -> what is not background -> filled -> silhouette_BYX;  its border -> edges_BYX
+    mask, filled, against silhouette -> |both| / |either|     outline against edges, one pixel apart at most -> F-score
 
-Beside each figure stands the same one against the control picture of another sample (half a batch away: neighbours are
-often alike): what is had without following.
+What lies within an outline counts as inside, of both: whether it is white or a hole no picture tells. Beside each
+figure stand what the true pictures come to, read in the same way, and the same figure against the control picture of
+another sample (half a batch away: neighbours are often alike): what is had without following.
 
 Van Rijsbergen 1979 (F-score); Martin et al. 2004 (edges that match within a distance).
 """
@@ -38,6 +39,7 @@ class Followed:
         low, high: its 95 % interval over pictures.
         shuffled: the same against the control pictures of others.
         count: pictures.
+        true: what the true pictures come to, read in the same way; None: there were none.
     """
 
     name: str
@@ -46,28 +48,46 @@ class Followed:
     high: float
     shuffled: float
     count: int
+    true: float | None = None
 
     def __str__(self) -> str:
+        ceiling = "" if self.true is None else f"; true pictures {self.true:.3f}"
         return (
-            f"{self.name}: {self.value:.3f} (95 %: {self.low:.3f} to {self.high:.3f}); against the control pictures of "
-            f"others {self.shuffled:.3f}; of {self.count:,}"
+            f"{self.name}: {self.value:.3f} (95 %: {self.low:.3f} to {self.high:.3f}){ceiling}; against the control "
+            f"pictures of others {self.shuffled:.3f}; of {self.count:,}"
         )
 
 
 def silhouette(image_BCYX: Tensor) -> Tensor:
-    """What is not background [B, Y, X]: the background is the median colour of the picture's border."""
+    """What is not background, filled [B, Y, X]: the background is the median colour of the picture's border."""
     rim_BCN = torch.cat(
         (image_BCYX[:, :, 0], image_BCYX[:, :, -1], image_BCYX[:, :, 1:-1, 0], image_BCYX[:, :, 1:-1, -1]), 2
     )
     ground_BC11 = rim_BCN.median(2).values[..., None, None]
-    return ((image_BCYX - ground_BC11).abs().amax(1) / 2) > APART
+    return filled(((image_BCYX - ground_BC11).abs().amax(1) / 2) > APART)
+
+
+def filled(mask_BYX: Tensor) -> Tensor:
+    """A mask with all that cannot be reached from the picture's edge, going up, down, left and right."""
+    free_BYX = ~mask_BYX
+    outside_BYX = free_BYX.clone()
+    outside_BYX[:, 1:-1, 1:-1] = False
+    while True:
+        grown_BYX = (outside_BYX | _beside(outside_BYX)) & free_BYX
+        if torch.equal(grown_BYX, outside_BYX):
+            return ~outside_BYX
+        outside_BYX = grown_BYX
 
 
 def border(mask_BYX: Tensor) -> Tensor:
     """The pixels of a mask that touch what is outside, above, below, left or right; the picture's edge is inside."""
-    outside = F.pad(~mask_BYX, (1, 1, 1, 1), value=False)
-    beside = outside[:, :-2, 1:-1] | outside[:, 2:, 1:-1] | outside[:, 1:-1, :-2] | outside[:, 1:-1, 2:]
-    return mask_BYX & beside
+    return mask_BYX & _beside(~mask_BYX)
+
+
+def _beside(mask_BYX: Tensor) -> Tensor:
+    """The pixels above, below, left and right of those of a mask."""
+    wide = F.pad(mask_BYX, (1, 1, 1, 1), value=False)
+    return wide[:, :-2, 1:-1] | wide[:, 2:, 1:-1] | wide[:, 1:-1, :-2] | wide[:, 1:-1, 2:]
 
 
 def overlap(one_BYX: Tensor, other_BYX: Tensor) -> Tensor:
@@ -98,15 +118,17 @@ KINDS = {"mask": "silhouette IoU", "edges": "edge F-score"}
 
 
 def agreement(image_BCYX: Tensor, hint_BHYX: Tensor, kind: str) -> Tensor:
-    """How far each picture follows a control picture, [B] in [0, 1].
+    """How far each picture follows a control picture, by the outer shapes of both, [B] in [0, 1].
 
     Args:
         image_BCYX: drawn pictures in [-1, 1], on one colour.
         hint_BHYX: control pictures in [0, 1]; whatever is above a half in any channel counts.
         kind: `mask` or `edges`.
     """
-    shape_BYX, wanted_BYX = silhouette(image_BCYX), (hint_BHYX > 0.5).any(1)
-    return overlap(shape_BYX, wanted_BYX) if kind == "mask" else edge_score(border(shape_BYX), wanted_BYX)
+    shape_BYX, wanted_BYX = silhouette(image_BCYX), filled((hint_BHYX > 0.5).any(1))
+    if kind == "mask":
+        return overlap(shape_BYX, wanted_BYX)
+    return edge_score(border(shape_BYX), border(wanted_BYX))
 
 
 def followed(model: Generates, batches: Iterable[Batch], options: Any, kind: str = "mask") -> Followed:
@@ -124,18 +146,21 @@ def followed(model: Generates, batches: Iterable[Batch], options: Any, kind: str
     """
     if kind not in KINDS:
         raise ConfigError(f"there is no figure for `{kind}`", f"there is {', '.join(KINDS)}", nearest(kind, KINDS))
-    own, others, done = [], [], 0
+    own, others, true, done = [], [], list[Tensor](), 0
     for batch in batches:
         if "hint" not in batch or len(batch["hint"]) < 2:
             raise DataError("a batch needs the control pictures of two samples or more")
-        hint_BHYX = batch["hint"]
+        hint_BHYX = batch["hint"].cpu()
         prompts = {name: each for name, each in batch.items() if name not in ("image", "index")}
         drawn = model.generate({**prompts, "first": done}, options, torch.Generator())["image"].float().cpu()
         own.append(agreement(drawn, hint_BHYX, kind))
         others.append(agreement(drawn, hint_BHYX.roll(len(hint_BHYX) // 2, 0), kind))
+        if "image" in batch:
+            true.append(agreement(batch["image"].float().cpu(), hint_BHYX, kind))
         done += len(hint_BHYX)
     if not own:
         raise DataError("there is no control picture to follow")
     own_N, others_N = (torch.cat(each).double().numpy() for each in (own, others))
     low, high = interval(own_N, np.ones_like(own_N))
-    return Followed(KINDS[kind], float(own_N.mean()), low, high, float(others_N.mean()), len(own_N))
+    ceiling = float(torch.cat(true).mean()) if true else None
+    return Followed(KINDS[kind], float(own_N.mean()), low, high, float(others_N.mean()), len(own_N), ceiling)
