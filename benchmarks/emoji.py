@@ -1,6 +1,6 @@
 """From a folder of emoji to a model that draws by captions, is led by masks and outlines, and enlarges.
 
-    python benchmarks/emoji.py make --minutes 25 --work FOLDER [--size 64]
+    python benchmarks/emoji.py make --minutes 25 --work FOLDER [--size 64] [--shapes]
     python benchmarks/emoji.py mask --minutes 12 --work FOLDER [--size 64]     over the model of `make`; or: edges
     python benchmarks/emoji.py upsampler --minutes 20 --work FOLDER
     (to try it: --minutes 1 --results /tmp/emoji.json)
@@ -71,15 +71,26 @@ def told_of(run: Run, began: float) -> dict[str, Any]:
         "steps": run.metrics("step")[-1]["step"],
         "about": run.recipe.about,
         "report": run.read_json("report.json"),
-        "sheet": str(run.path / "sheet.png"),
+        "run": run.name,
     }
+
+
+def told_apart(asked: argparse.Namespace) -> str:
+    """What was asked beside the defaults: part of a result's name."""
+    return " ".join([*([str(asked.size)] if asked.size else []), *(["shapes"] if asked.shapes else [])])
 
 
 def made(asked: argparse.Namespace) -> dict[str, Any]:
     began = time.perf_counter()
     spending = Spending.of(f"{asked.minutes:g}m")
-    run = make_pictures(files(asked.work), spending, seed=asked.seed, watch=told, wanted=Wanted(size=asked.size))
-    (asked.work / f"base-{asked.size or 32}.txt").write_text(str(run.path.resolve()))
+    run = make_pictures(
+        None if asked.shapes else files(asked.work),
+        spending,
+        seed=asked.seed,
+        watch=told,
+        wanted=Wanted(size=asked.size),
+    )
+    (asked.work / f"base-{told_apart(asked)}.txt").write_text(str(run.path.resolve()))
     return told_of(run, began)
 
 
@@ -87,7 +98,7 @@ def led(asked: argparse.Namespace) -> dict[str, Any]:
     if asked.run is not None:
         run = Run.open(asked.run)
         return told_of(making.reported(run, controlling.judged(run)), 0.0)
-    began, base = time.perf_counter(), (asked.work / f"base-{asked.size or 32}.txt").read_text()
+    began, base = time.perf_counter(), (asked.work / f"base-{told_apart(asked)}.txt").read_text()
     run = nomoat.control(base, asked.what, f"{60 * asked.minutes - 60:.0f}s", seed=asked.seed, watch=told)
     return told_of(run, began)
 
@@ -179,6 +190,7 @@ def main() -> None:
     parser.add_argument("what", choices=("make", "mask", "edges", "upsampler"))
     parser.add_argument("--minutes", type=float, required=True)
     parser.add_argument("--run", help="of `mask` and `edges`: judge this run again, and train none")
+    parser.add_argument("--shapes", action="store_true", help="the shapes world in place of the emoji")
     parser.add_argument("--size", type=int, help="pixels of what `make` draws [what suits]")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, required=True)
@@ -186,7 +198,7 @@ def main() -> None:
     asked = parser.parse_args()
     asked.work.mkdir(parents=True, exist_ok=True)
     held = json.loads(asked.results.read_text())["figures"] if asked.results.exists() else {}
-    key = asked.what if asked.size is None else f"{asked.what} {asked.size}"
+    key = asked.what if told_apart(asked) == "" else f"{asked.what} {told_apart(asked)}"
     held[key] = {"make": made, "upsampler": upsampled}.get(asked.what, led)(asked)
     record("emoji", held, asked.results)
 
