@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from nomoat.games.ladder import ADDED, POINTS, Rung, ratings
+from nomoat.games.ladder import ADDED, POINTS, Rung, ratings, rungs
 
 Numbers = NDArray[np.float64]
 
@@ -38,8 +38,4 @@ def ladder(names: Sequence[str], score_NXX: Numbers, seed: int = 0) -> list[Rung
     low_X, high_X = np.percentile(point_RX, [2.5, 97.5], axis=0)
     games_X = (~np.isnan(score_NXX)).sum((0, 2))
     won_X = known_NXX.sum((0, 2)) / np.maximum(1, games_X)
-    rungs = [
-        Rung(name, float(point_RX[0, x]), float(low_X[x]), float(high_X[x]), int(games_X[x]), float(won_X[x]))
-        for x, name in enumerate(names)
-    ]
-    return sorted(rungs, key=lambda rung: -rung.points)
+    return rungs(names, (point_RX[0], low_X, high_X), games_X, won_X)

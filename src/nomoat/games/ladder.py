@@ -101,18 +101,17 @@ def ladder(table: Meetings, anchor: str, seed: int = 0, added: float = ADDED) ->
     reach_XX = _reach(won_XX)
     low_X[~reach_XX[:, zero]], high_X[~reach_XX[zero]] = -math.inf, math.inf
     games_X = won_XX.sum(0) + won_XX.sum(1)
-    rungs = [
-        Rung(
-            name,
-            float(point_X[x]),
-            float(low_X[x]),
-            float(high_X[x]),
-            round(games_X[x]),
-            float(won_XX[x].sum() / games_X[x]),
-        )
-        for x, name in enumerate(names)
+    return rungs(names, (point_X, low_X, high_X), games_X, won_XX.sum(1) / games_X)
+
+
+def rungs(names: Sequence[str], points: tuple[Array, Array, Array], games_X: Array, won_X: Array) -> list[Rung]:
+    """The players, the strongest first, from their points, low and high [X], games and shares of points won [X]."""
+    rows = zip(names, *points, games_X, won_X, strict=True)
+    found = [
+        Rung(name, float(point), float(low), float(high), round(float(games)), float(won))
+        for name, point, low, high, games, won in rows
     ]
-    return sorted(rungs, key=lambda rung: -rung.points)
+    return sorted(found, key=lambda rung: -rung.points)
 
 
 def ratings(wins_RXX: Array, anchor: int, added: float = ADDED) -> Array:

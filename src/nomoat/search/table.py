@@ -185,10 +185,8 @@ class Table:
         }
         health = self.health
         health.games, health.plies = health.games + len(over), health.plies + int(self.length[over].sum())
-        health.first, health.drawn = (
-            health.first + int((result[over] > 0).sum()),
-            health.drawn + int((result[over] == 0).sum()),
-        )
+        health.first += int((result[over] > 0).sum())
+        health.drawn += int((result[over] == 0).sum())
         guessed = np.isnan(known)
         health.guesses += list(zip(root[guessed].tolist(), ended[guessed].tolist(), strict=True))
         self._open(over, chance)

@@ -276,21 +276,7 @@ class Trees:
         """Room for twice as many nodes."""
         before = self.width
         self.width *= 2
-        names = (
-            "state",
-            "sign",
-            "guess",
-            "legal",
-            "logits",
-            "prior",
-            "visits",
-            "sum",
-            "known",
-            "child",
-            "parent",
-            "by",
-        )
-        for name in names:
+        for name in (*KEPT, "child", "parent", "by"):
             array = getattr(self, name)
             wide = np.zeros((self.count, self.width, *array.shape[1:]), array.dtype)
             wide[:, :before] = array.reshape(self.count, before, *array.shape[1:])
