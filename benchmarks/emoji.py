@@ -1,7 +1,7 @@
 """From a folder of emoji to a model that draws by captions, is led by masks and outlines, and enlarges.
 
     python benchmarks/emoji.py make --minutes 25 --work FOLDER [--size 64] [--shapes]
-    python benchmarks/emoji.py mask --minutes 12 --work FOLDER [--size 64]     over the model of `make`; or: edges
+    python benchmarks/emoji.py mask --minutes 12 --work FOLDER     over the model of `make`, its --size and --shapes; or: edges
     python benchmarks/emoji.py upsampler --minutes 20 --work FOLDER
     (to try it: --minutes 1 --results /tmp/emoji.json)
 
@@ -198,7 +198,7 @@ def main() -> None:
     asked = parser.parse_args()
     asked.work.mkdir(parents=True, exist_ok=True)
     held = json.loads(asked.results.read_text())["figures"] if asked.results.exists() else {}
-    key = asked.what if told_apart(asked) == "" else f"{asked.what} {told_apart(asked)}"
+    key = f"{asked.what} {told_apart(asked)}".strip()
     held[key] = {"make": made, "upsampler": upsampled}.get(asked.what, led)(asked)
     record("emoji", held, asked.results)
 

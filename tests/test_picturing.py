@@ -117,6 +117,10 @@ def test_a_size_can_be_asked_for_and_one_that_cannot_be_is_refused(
     for size, said in (("64", "use --size 32"), ("2O", "not a valid integer"), ("30", "halve"), ("128", "halve")):
         assert main(["make", str(folder), "--size", size, "--budget", "1steps"]) == 2
         assert said in " ".join(capfd.readouterr().err.split())
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").write_text("no picture")
+    assert main(["make", str(tmp_path / "notes"), "--size", "64", "--budget", "1steps"]) != 0
+    assert "too few pixels" not in capfd.readouterr().err
     assert main(["plan", "--size", "16", "--budget", "3steps"]) == 0
     assert "16 x 16 pixels" in capfd.readouterr().out
 

@@ -58,7 +58,7 @@ def think(
     """
     from nomoat.core.device import choose
     from nomoat.core.run import load
-    from nomoat.data.chat import Chat
+    from nomoat.data.chat import Chat, Talking
     from nomoat.sampling.tokens import SamplingOptions
     from nomoat.search.planning import Effort
     from nomoat.search.thoughts import Question, strategy_of
@@ -77,7 +77,7 @@ def think(
     forcing = Forcing(writing.get("min_think", 0), writing.get("max_think", 0))
     prompt, begin = question, None
     if not chat.own:  # a model that was taught to talk is asked as in a conversation
-        begin, _ = chat.tokens([{"role": "user", "content": question}], tokenizer, answer=True)
+        begin = Talking(tokenizer, chat).asked(question)
         prompt, options = "", replace(options, stop=chat.stop)
     writer = ModelWriter(family, tokenizer, options, writing.get("mark", "\n"), forcing=forcing, begin=begin)
     verify = None if verifier is None else _verifier(verifier)
