@@ -1,7 +1,7 @@
 """From a folder of emoji to a model that draws by captions, is led by masks and outlines, and enlarges.
 
     python benchmarks/emoji.py make --minutes 25 --work FOLDER [--size 64] [--shapes]
-    python benchmarks/emoji.py mask --minutes 12 --work FOLDER     over the model of `make`, its --size and --shapes; or: edges
+    python benchmarks/emoji.py mask --minutes 12 --work FOLDER      over the model of `make`, --size and all; or: edges
     python benchmarks/emoji.py upsampler --minutes 20 --work FOLDER
     (to try it: --minutes 1 --results /tmp/emoji.json)
 
