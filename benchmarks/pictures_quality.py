@@ -6,7 +6,7 @@
 Needs diffusers, in an environment of its own, and the extra `judge`. The peer is `UNet2DModel` trained as in diffusers'
 unconditional example (predicts the noise of 1,000 linear steps, AdamW, cosine rate with a warmup), given bf16, an EMA,
 and the best of three sizes and three learning rates, each trained for the same time: the best by the very distance that
-is reported, of the three that are best by a quarter of the pictures. Ours is what `nomoat make` would train in the
+is reported, of the three that are best by an eighth of the pictures. Ours is what `nomoat make` would train in the
 time, once. Both draw by 50 evaluations (theirs by DDIM, ours by its usual solver); kernel distance x 1000 and recall by
 the fixed judge, beside other real pictures. Same threads, precision and allocator. What was measured is kept in FOLDER:
 a second call goes on. Results are merged into benchmarks/results/pictures_quality.json.
@@ -171,7 +171,7 @@ def main() -> None:
     if "ours" not in found:
         found["ours"] = measured(*ours(data, asked), "ours")
         kept.write_text(json.dumps(found))
-    few = max(64, asked.drawn // 4)
+    few = max(64, asked.drawn // 8)
     for width, rate in list(product(SIZES, RATES))[len(found["peers"]) :]:
         told = peer(data.stream(None, BATCH, 0), width, rate, asked)
         found["peers"].append(measured(drawn(width, rate, few, asked), told, f"peer-{width}-{rate:g}"))
