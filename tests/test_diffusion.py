@@ -288,6 +288,12 @@ def test_guidance_of_a_model_that_was_trained_without_is_refused():
         pictures(made(replace(PLAIN, vocab_size=0)), guidance=2.0)
 
 
+def test_a_model_that_reads_nothing_draws_as_many_rows_as_it_is_told():
+    family = made(replace(PLAIN, vocab_size=0))
+    assert torch.equal(pictures(family, {"rows": 3}), pictures(family))
+    torch.testing.assert_close(pictures(family, {"rows": 2, "first": 1}), pictures(family)[1:], rtol=0, atol=1e-5)
+
+
 def test_a_picture_does_not_depend_on_what_stands_beside_it():
     family = made()
     prompts = told(family)

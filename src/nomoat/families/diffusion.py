@@ -306,7 +306,7 @@ class DiffusionModel(Family):
             prompts: whatever of `caption`, `caption_mask`, `label`, `embedding` the model reads; `small` [B, C, y, x]
                 to be enlarged; `init` [B, C, Y, X] to begin with; with it `mask` [B, 1, Y, X], True where it is drawn
                 anew (from noise, whatever the strength: the rest stays to the bit); `noise` to begin with, else it
-                is drawn; `first`, the number of the first row. A model that reads nothing counts rows by `index`.
+                is drawn; `first`, the number of the first row. A model that reads nothing is told `rows`, or `index`.
             options: steps, guidance, solver, strength, seed.
             generator: unused; every picture has chance of its own by the seed.
 
@@ -437,8 +437,8 @@ class Silent:
 
 
 def _rows(batch: Batch) -> int:
-    """Rows of a batch, or of prompts: the length of the first thing that a model reads."""
-    return next((len(batch[name]) for name in READ if name in batch), 1)
+    """Rows of a batch, or of prompts: the length of the first thing that a model reads, or what `rows` says."""
+    return next((len(batch[name]) for name in READ if name in batch), int(batch.get("rows", 1)))
 
 
 def _has(value: Any, rows: int) -> bool:
