@@ -105,7 +105,7 @@ def judged(run: Run, games: int = 200) -> dict[str, Any]:
         }
         found["correlation"]["all"] = float(np.corrcoef(value, result)[0, 1])
         found["correlation"]["any positions"] = _anywhere(guess)
-        for simulations, depth in ((0, 5), (32, 5), (200, 5), (200, 7)):
+        for simulations, depth in ((0, 5), (32, 5), (200, 5), (200, 7)) if games else ():
             one, points = Searcher(GAME, guess, simulations), []
             for openings in (2, 3, 4, 5):
                 played = match(GAME, one, AlphaBeta(depth), games // 4, seed=100 + openings, openings=openings)
@@ -219,6 +219,7 @@ def main() -> None:
     parser.add_argument("settings", nargs="*", help="of the recipe; of `judge` the run")
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--games", type=int, default=200, help="a match; 0: none")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--results", type=Path, default=RESULTS)
     asked = parser.parse_intermixed_args()
@@ -230,7 +231,7 @@ def main() -> None:
         run = Run.open(asked.settings[0]) if asked.what == "judge" else trained(asked)
         last = run.metrics("step")[-1]
         told = {"steps": last["step"], "seconds": last["seconds"], "games": sum(h["games"] for h in health(run.path))}
-        held[key] = {**told, **judged(run)}
+        held[key] = {**told, **judged(run, asked.games)}
     record("connect_four", held, asked.results)
     print(json.dumps({name: value for name, value in held[key].items() if name != "health"}, indent=1))
 
