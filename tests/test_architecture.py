@@ -19,7 +19,7 @@ ROOT, SOURCE = conftest.ROOT, conftest.SOURCE
 FILES = sorted(SOURCE.rglob("*.py"))
 TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
 
-FILE_LINES, FUNCTION_LINES, ARGUMENTS, CODE_LINES = 450, 70, 9, 41_000
+FILE_LINES, FUNCTION_LINES, ARGUMENTS, CODE_LINES = 450, 70, 9, 41_500
 BRANCHES_PER_LINE = 0.1
 NO_FOLDERS_OR_FILES = {"utils", "util", "helpers", "helper", "common", "misc", "v2", "new", "legacy"}
 NO_CLASSES = re.compile(r"Manager|Handler|Wrapper|^Base(?=[A-Z])|Impl$|Mixin$|Utils?$|Helpers?$")
@@ -70,7 +70,7 @@ def test_the_tree_is_one_folder_deep() -> None:
 def test_files_and_all_of_them_stay_readable() -> None:
     lines = {shown(path): path.read_text(encoding="utf-8").count("\n") for path in FILES}
     assert not {name: count for name, count in lines.items() if count > FILE_LINES}
-    assert sum(map(lines_of_code, FILES)) <= CODE_LINES  # docs/decisions/0009, 0012, 0021, 0022, 0023
+    assert sum(map(lines_of_code, FILES)) <= CODE_LINES  # docs/decisions/0009, 0012, 0021, 0022, 0023, 0024
 
 
 def lines_of_code(path: Path) -> int:

@@ -21,6 +21,7 @@ from nomoat.making import Spending
 from nomoat.picture_plan import ANY, KINDS, Wanted, foreseen, reserve
 
 if TYPE_CHECKING:
+    from nomoat.evaluate.knows import Knows
     from nomoat.evaluate.picture_report import Prompts, Truth
 
 Watch = Callable[[Mapping[str, Any]], None]
@@ -122,6 +123,7 @@ def judged(run: Run, device: str = "auto", watch: Watch | None = None, most: int
 
     from nomoat.core.device import choose
     from nomoat.core.run import load
+    from nomoat.core.types import Codec, Generates
     from nomoat.evaluate.contact import sheet
     from nomoat.evaluate.picture_report import Judging, picture_report
     from nomoat.sampling.drawing import Drawing
@@ -131,6 +133,8 @@ def judged(run: Run, device: str = "auto", watch: Watch | None = None, most: int
     family: Any = load(run).to(place)
     drawing = Drawing(**{name: known[name] for name in ("steps", "guidance") if name in known})
     groups, truth, captions, reader = _material(run.recipe.data, SHOWN)
+    if isinstance(family, Codec) or not isinstance(family, Generates):
+        return _known(family, run.recipe.data, most or JUDGED)
 
     def draw(prompts: Any) -> Any:
         placed = {name: value.to(place) if hasattr(value, "to") else value for name, value in prompts.items()}
@@ -146,6 +150,19 @@ def judged(run: Run, device: str = "auto", watch: Watch | None = None, most: int
     groups, truth, _, reader = _material(run.recipe.data, most)
     judging = Judging(seconds=None if kept is None else JUDGING * kept)
     return picture_report(draw, groups, truth, reader, judging, watch)
+
+
+def _known(family: Any, data: Any, most: int) -> Knows:
+    """What a model knows that draws nothing."""
+    from nomoat.evaluate.knows import knows
+
+    groups, truth, _, _ = _material(data, most)
+    given = {
+        each.name: {**each.batch, "image": truth.held_out_NCYX if each.real_NCYX is None else each.real_NCYX}
+        | ({} if each.label_N is None else {"label": each.label_N})
+        for each in groups
+    }
+    return knows(family, given, truth.classes, data.words())
 
 
 def _material(data: Any, most: int) -> tuple[list[Prompts], Truth, list[str], Any]:

@@ -78,7 +78,8 @@ def data_folder(run: Run) -> Path:
     beside = run.path.parent / "data" / folder.name  # the runs were moved, or the command runs in another folder
     found = next((each for each in (folder, beside) if path and (each / "tokenizer.json").is_file()), None)
     if found is None:
-        why = getattr(run.recipe.data, "absent", f"looked for {path} and {beside}")
+        made = "it was made as it went; the card has the loss on what was held out"
+        why = getattr(run.recipe.data, "absent", f"looked for {path} and {beside}" if path else made)
         raise DataError(f"the data of {run.name} is not there", why, "name a file or folder to measure it on")
     return found
 

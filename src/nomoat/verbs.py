@@ -1,8 +1,7 @@
 """The verbs, as functions: what `import nomoat` offers and what the commands call.
 
     path, budget -> make -> Run            recipe -> train -> Run -> resume -> Run            name -> pull -> Run
-    run -> generate, chat, evaluate, surprise, serve    runs, doctor, load
-    path -> import_model -> Run -> export -> path
+    run -> generate, chat, evaluate, surprise, serve    runs, doctor, load    path -> import_model -> Run -> export
 
 `watch` is told what happens on the way, as dicts with a `kind`: `ingest`, `phase`, `step`, `evaluate`, `sample`,
 `keep`, `warning`, `text`, `score`, `fetch`, `unpack`, `listening`. Nothing here imports torch before it is needed.
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from nomoat.doctor import Finding
     from nomoat.evaluate.bits import BitsPerByte
     from nomoat.evaluate.choice import ChoiceScore
+    from nomoat.evaluate.knows import Knows
     from nomoat.evaluate.picture_page import PictureReport
     from nomoat.evaluate.surprise import Surprise
     from nomoat.sampling.tokens import SamplingOptions
@@ -277,8 +277,8 @@ def evaluate(
     limit: int | None = None,
     device: str = "auto",
     watch: Watch | None = None,
-) -> BitsPerByte | ChoiceScore | PictureReport:
-    """Measure the model of a run; of one that draws, its report card.
+) -> BitsPerByte | ChoiceScore | PictureReport | Knows:
+    """Measure the model of a run; of pictures: its report card, or what it knows that does not draw.
 
     Args:
         run: a run.

@@ -68,7 +68,10 @@ def _bytes(folder: Path) -> int:
 @options.as_json
 @click.pass_obj
 def evaluate(output: Output, run: str, what: str | None, shots: str, limit: int | None, device: str) -> None:
-    """Measure RUN on its own held-out part, on the text of PATH, or on a TASK (a .jsonl of multiple choice)."""
+    """Measure RUN on its own held-out part, on the text of PATH, or on a TASK (a .jsonl of multiple choice).
+
+    A model that draws gets its report card, a CLIP is asked to find and to classify, a codec to give pictures back.
+    """
     from nomoat import verbs
     from nomoat.core.run import Run
 

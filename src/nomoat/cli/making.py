@@ -164,7 +164,9 @@ WRITES = """  nomoat generate last "..."      text from it
 DRAWS = """  nomoat draw last "..." --n 16   pictures from it
   nomoat evaluate last            its report card once more
   nomoat runs                     all models so far"""
-
+SEES = """  nomoat evaluate last            its report card
+  nomoat draw last "..." --n 16   pictures from it, where it draws
+  nomoat runs                     all models so far"""
 PLAYS = """  nomoat play last                a game against it
   nomoat play last --gtp          be an engine for other programs
   nomoat runs                     all models so far"""
@@ -183,6 +185,9 @@ Its card:   {run.path / "card.md"}
 
 What to type next:
 """
-    text += PLAYS if (run.path / "player.json").exists() else DRAWS if (run.path / "sheet.png").exists() else WRITES
+    if hasattr(run.recipe.product, "size"):
+        text += DRAWS if (run.path / "sheet.png").exists() else SEES
+    else:
+        text += PLAYS if (run.path / "player.json").exists() else WRITES
     card = run.read_json("card.json") or {}
     output.result({"run": run.path.resolve(), "status": run.status, "card": card}, text.strip("\n"))
