@@ -31,7 +31,8 @@ GAME = TicTacToe()
 
 
 def recipe(steps: int, **changes) -> Recipe:
-    data = SelfPlay(GAME, Manner(simulations=8, cheap=2, openings=2), games=12, every=3, window=150)
+    manner = Manner(simulations=8, cheap=2, openings=2)
+    data = SelfPlay(GAME, manner, games=12, every=3, window=150, precision="fp32")  # measured, two runs could differ
     small = AlphaZero(GAME, Tower(8, 1), head=2, hidden=8)
     plain = find("tic-tac-toe")
     return replace(
@@ -213,7 +214,7 @@ def test_who_takes_the_first_free_cell_loses_and_who_plays_perfectly_does_not() 
 def test_the_precision_is_measured_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from nomoat.search import selfplay
 
-    family, data = recipe(1).build(), recipe(1).data.at(tmp_path)
+    family, data = recipe(1).build(), replace(recipe(1).data, precision="auto").at(tmp_path)
     monkeypatch.setattr(selfplay, "has_bf16", lambda device: False)
     assert selfplay.faster(family, GAME) == ("fp32", 0.0)
     monkeypatch.setattr(selfplay, "has_bf16", lambda device: True)
