@@ -7,8 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from nomoat.core.budget import Budget
 from nomoat.core.errors import ConfigError
 from nomoat.core.family import Family, Frozen
+from nomoat.core.recipe import find
+from nomoat.core.run import Run, load
 from nomoat.core.types import Codec, Denoises, Generates, Ports
 from nomoat.families.consistency import Consistency
 from nomoat.families.diffusion import Diffusion
@@ -28,6 +31,7 @@ from nomoat.nn.objective import (
 from nomoat.nn.unet import UNet
 from nomoat.sampling.drawing import Drawing
 from nomoat.sampling.solvers import move, slerp
+from nomoat.train.loop import train
 
 TRUNK = Backbone(32, 2, 2)
 PLAIN = Diffusion(size=8, patch=4, trunk=TRUNK, vocab_size=11, caption_length=5, caption_depth=1)
@@ -598,3 +602,28 @@ def test_guidance_of_a_teacher_that_was_trained_without_is_refused():
         Consistency(STUDENT, guidance=2.0).build({"teacher": Frozen(made(replace(PLAIN, drop=0.0)))})
     with pytest.raises(ConfigError, match="at least 1"):
         Consistency(STUDENT, steps=0)
+
+
+def test_a_distilled_run_with_a_slow_copy_is_loaded_and_resumed(tmp_path, monkeypatch):
+    monkeypatch.setenv("NOMOAT_RUNS", str(tmp_path))
+    few = {"budget": Budget.parse("4steps"), "batch_size": 4, "precision": "fp32", "ema": 0.5}
+    plain = find("diffusion-small")
+    plain = replace(plain, family=replace(plain.family, trunk=TRUNK, patch=8, caption_depth=0), **few)
+    train(plain, Run.create(tmp_path, "diffusion-small", plain))
+    recipe, student = find("consistency-small"), replace(plain.family, objective=CONSISTENCY)
+    recipe = replace(recipe, family=replace(recipe.family, student=student), keep_every_seconds=0.0, **few)
+    whole, cut = (Run.create(tmp_path, name, recipe) for name in ("whole", "cut"))
+    train(recipe, whole)
+
+    def stop(event):
+        if event["kind"] == "step" and event["step"] == 2:
+            raise KeyboardInterrupt
+
+    cut.watch = stop
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, cut)
+    train(recipe, Run.open(cut.path))
+    loaded, again = load(whole).state_dict(), load(Run.open(cut.path)).state_dict()
+    live = load(whole, weights="weights").state_dict()
+    assert all(torch.equal(tensor, again[name]) for name, tensor in loaded.items())
+    assert any(not torch.equal(tensor, live[name]) for name, tensor in loaded.items())

@@ -8,7 +8,7 @@ The families are recipes of the library; of each the size, the channels and what
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -177,6 +177,37 @@ def foreseen(
     return PictureForecast(recipe, kind, parameters, count, pace * work(recipe.family), seconds, kept)
 
 
+def of(path: Path | str, recipe: Recipe, watch: Watch | None = None) -> Recipe:
+    """A recipe with these pictures in place of its own, and its family told their channels, words and classes.
+
+    Raises:
+        ConfigError: its data are no pictures, or these are smaller.
+        DataError: no pictures.
+    """
+    held, whole = recipe.data, recipe.family
+    inner: Any = getattr(held, "data", held)  # of what is embedded
+    family: Any = getattr(whole, "student", None) or whole  # of what is distilled
+    size = getattr(inner, "size", None)
+    if size is None or not hasattr(inner, "hint"):
+        why = f"it learns from {type(held).__name__}"
+        raise ConfigError("this recipe learns from no pictures", why, "`nomoat train --help` lists those that do")
+    data = _data(path, None, size, watch)
+    data, words = replace(data, hint=inner.hint), data.words()
+    has, told = {field.name for field in fields(family)}, {"channels": data.channels}
+    if words is None and "vocab_size" in has and "classes" not in has:
+        raise ConfigError(f"nothing says what is in the pictures of {path}", "this family learns captions with them")
+    if getattr(family, "vocab_size", 0) or getattr(family, "classes", 0):
+        told |= {"vocab_size": words.vocab_size if words else 0, "classes": 0 if words else len(data.classes)}
+        told |= {"caption_length": data.caption_length} if words else {}
+    family = replace(family, **{name: value for name, value in told.items() if name in has})
+    return replace(
+        recipe,
+        about=f"{recipe.about.split(':')[0].rstrip('.')}, on the pictures of {Path(path).name}.",
+        data=data if inner is held else replace(held, data=data),
+        family=replace(whole, student=family) if hasattr(whole, "student") else family,
+    )
+
+
 def _data(path: Path | str | None, licence: str | None, size: int | None, watch: Watch | None) -> Any:
     """The pictures, or the shapes world, at a size that suits or was asked for."""
     from nomoat.data.pictures import PictureFiles, choose_size
@@ -190,7 +221,8 @@ def _data(path: Path | str | None, licence: str | None, size: int | None, watch:
     suits = choose_size(path, size or 32)
     if size is not None and suits < size:
         why = "three quarters of them must be as large as that: none is enlarged"
-        raise ConfigError(f"the pictures of {path} have too few pixels for {size}", why, f"use --size {suits}")
+        fix = f"{suits} pixels would do: --size {suits}, or a recipe of that size"
+        raise ConfigError(f"the pictures of {path} have too few pixels for {size}", why, fix)
     return PictureFiles(str(path), suits, licence).prepare(making.data_root(), watch)
 
 

@@ -115,6 +115,7 @@ def train(
     root: Path | str | None = None,
     watch: Watch | None = None,
     allow: str | None = None,
+    pictures: Path | str | None = None,
 ) -> Run:
     """Train a recipe from the start, in a new run.
 
@@ -125,16 +126,17 @@ def train(
         root: the folder of runs; None: $NOMOAT_RUNS or ./runs.
         watch: told what happens.
         allow: why it may be trained although the licences cannot be kept together; recorded.
+        pictures: a folder or archive of pictures, in place of those of the recipe.
 
     Raises:
-        ConfigError: an unknown recipe or field, or a value that cannot work.
-        DataError: nothing to read.
+        ConfigError, DataError: an unknown recipe or field, or a value that cannot work; nothing to read.
         RunError, CheckpointError: see `licensing.refuse` and `train.loop.train`.
         StoppedError: Ctrl-C.
     """
     name = Path(recipe).stem if isinstance(recipe, str | Path) else "recipe"
-    wanted = override(find(recipe) if isinstance(recipe, str | Path) else recipe, overrides)
     _checked(device)
+    wanted = find(recipe) if isinstance(recipe, str | Path) else recipe
+    wanted = override(wanted if pictures is None else picture_plan.of(pictures, wanted, watch), overrides)
     return making.trained(making.started(name, wanted, root, watch, allow), device, watch)
 
 
@@ -142,8 +144,7 @@ def resume(run: Run | Path | str, device: str = "auto", watch: Watch | None = No
     """Go on with a run from its last good checkpoint; one that is done stays as it is.
 
     Raises:
-        RunError: no such run, it is locked, it was imported, or its data has changed.
-        CheckpointError: no checkpoint is good.
+        RunError, CheckpointError: no such run, locked, imported, or its data has changed; no checkpoint is good.
         StoppedError: Ctrl-C.
     """
     _checked(device)
@@ -174,8 +175,7 @@ def load(run: Run | Path | str, device: str = "cpu", watch: Watch | None = None)
     """The model of a run: a torch module in eval mode, without gradients.
 
     Raises:
-        RunError: no such run.
-        CheckpointError: no checkpoint is good.
+        RunError, CheckpointError: no such run; no checkpoint is good.
     """
     place = _checked(device)
     return _run.load(run, watch=watch).to(place)

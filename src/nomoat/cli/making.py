@@ -122,6 +122,7 @@ class _WithRecipes(click.Command):
 @click.argument("recipe")
 @click.argument("overrides", nargs=-1, metavar="[a.b=c]...")
 @click.option("--processes", type=int, help="How many processes share each batch. [the recipe's, 1]")
+@click.option("--pictures", metavar="PATH", help="Your pictures, in place of the shapes world.")
 @options.allow
 @options.device
 @options.as_json
@@ -131,6 +132,7 @@ def train(
     recipe: str,
     overrides: tuple[str, ...],
     processes: int | None,
+    pictures: str | None,
     allow: str | None,
     device: str,
 ) -> None:
@@ -139,7 +141,7 @@ def train(
 
     changes = (*overrides, *((f"processes={processes}",) if processes else ()))
     with watching(output, f"nomoat train {recipe}") as watch:
-        run = verbs.train(recipe, changes, device=device, watch=watch, allow=allow)
+        run = verbs.train(recipe, changes, device=device, watch=watch, allow=allow, pictures=pictures)
     ended(output, run)
 
 

@@ -76,7 +76,8 @@ class State:
         weights = self.family.kept()
         groups = {"weights": weights, "optimizer": self._optimizers()}
         if self.slow is not None:
-            groups["ema"] = {**weights, **self._slow_names(self.slow)}
+            slow, own = self.slow.tensors, self._learned_as(self.slow)
+            groups["ema"] = {name: slow[own[name]] if name in own else each for name, each in weights.items()}
         counters = {"step": self.step, "tokens": self.tokens, "seconds": seconds, "watt_hours": watt_hours}
         path = checkpoint.save(folder, self.step, groups, counters)
         self.kept = self.step
@@ -103,7 +104,8 @@ class State:
         for player, mover in self.movers.items():
             mover.load(of_player[player])
         if self.slow is not None:
-            self.slow.load(checkpoint.read(path, "ema"))
+            held = checkpoint.read(path, "ema")
+            self.slow.load({own: held[name] for name, own in self._learned_as(self.slow).items()})
         counters: dict[str, Any] = checkpoint.state(path)
         self.step, self.tokens = counters["step"], counters["tokens"]
         self.seconds, self.watt_hours = counters["seconds"], counters["watt_hours"]
@@ -136,11 +138,12 @@ class State:
             self.slow.copy_to_live()
         return self.family.eval()
 
-    def _slow_names(self, slow: SlowCopy) -> dict[str, Tensor]:
-        """The slow copy under every name that the weights have, also where two names share one."""
-        of_weight = {id(weight): slow.tensors[name] for name, weight in slow.live.items()}
-        named = self.family.named_parameters(remove_duplicate=False)
-        return {name: of_weight[id(weight)] for name, weight in named if id(weight) in of_weight}
+    def _learned_as(self, slow: SlowCopy) -> dict[str, str]:
+        """Name that a checkpoint has -> name in the family, of what is learned: a wrapped model is kept without the
+        wrapping's names, and two names may share one weight."""
+        at = {(weight.data_ptr(), weight.shape): name for name, weight in slow.live.items() if weight.numel()}
+        kept = {name: at.get((each.data_ptr(), each.shape)) for name, each in self.family.kept().items()}
+        return {name: own for name, own in kept.items() if own is not None}
 
     def _optimizers(self) -> dict[str, Tensor]:
         return {f"{player}/{name}": t for player, mover in self.movers.items() for name, t in mover.tensors().items()}
