@@ -130,11 +130,13 @@ def judged(run: Run, device: str = "auto", watch: Watch | None = None, most: int
 
     known = run.read_json(DRAW) or {}
     place = choose(device)
-    family: Any = load(run).to(place)
+    family: Any = load(run)
+    draws = isinstance(family, Generates) and not isinstance(family, Codec)
+    if not draws:  # asked on the CPU, where its pictures are
+        return _known(family, run.recipe.data, most or JUDGED)
+    family = family.to(place)
     drawing = Drawing(**{name: known[name] for name in ("steps", "guidance") if name in known})
     groups, truth, captions, reader = _material(run.recipe.data, SHOWN)
-    if isinstance(family, Codec) or not isinstance(family, Generates):
-        return _known(family, run.recipe.data, most or JUDGED)
 
     def draw(prompts: Any) -> Any:
         placed = {name: value.to(place) if hasattr(value, "to") else value for name, value in prompts.items()}
