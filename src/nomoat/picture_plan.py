@@ -221,7 +221,7 @@ def _data(path: Path | str | None, licence: str | None, size: int | None, watch:
     suits = choose_size(path, size or 32)
     if size is not None and suits < size:
         why = "three quarters of them must be as large as that: none is enlarged"
-        fix = f"{suits} pixels would do: --size {suits}, or a recipe of that size"
+        fix = f"use --size {suits}, or a recipe of that size"
         raise ConfigError(f"the pictures of {path} have too few pixels for {size}", why, fix)
     return PictureFiles(str(path), suits, licence).prepare(making.data_root(), watch)
 
