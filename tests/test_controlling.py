@@ -99,6 +99,8 @@ def test_the_shapes_world_and_the_command(capfd: pytest.CaptureFixture[str]) -> 
     assert main(["control", str(base.path), "depth", "--budget", "2steps"]) == 0
     shown = capfd.readouterr().out
     assert "look at the sheet" in shown and "nomoat draw last" in shown
+    assert main(["evaluate", "last"]) == 0
+    assert "look at the sheet" in capfd.readouterr().out, "the report of a run that is led is its report"
 
 
 def test_what_cannot_be_led_says_so(transparent: Path, tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def shown(run: Run, step: int) -> dict[str, str]:
     """What there is to see of the last checkpoint: pictures, a few games, or text."""
     if hasattr(run.recipe.product, "game"):
         return {"text": live(run)}
-    return sheet(run, step) if hasattr(run.recipe.product, "size") else written(run)
+    return sheet(run, step) if run.recipe.of_pictures else written(run)
 
 
 def written(run: Run) -> dict[str, str]:

@@ -277,7 +277,7 @@ def evaluate(
     limit: int | None = None,
     device: str = "auto",
     watch: Watch | None = None,
-) -> BitsPerByte | ChoiceScore | PictureReport | Knows:
+) -> BitsPerByte | ChoiceScore | PictureReport | controlling.ControlReport | Knows:
     """Measure the model of a run; of pictures: its report card, or what it knows that does not draw.
 
     Args:
@@ -291,13 +291,13 @@ def evaluate(
 
     Raises:
         DataError: no text, or a question that cannot be read.
-        RunError, CheckpointError: see `load`.
     """
     from nomoat.evaluate import bits, choice
 
     opened = Run.open(run)
-    if what is None and hasattr(opened.recipe.product, "size"):
-        return picturing.judged(opened, device, watch, limit)
+    if what is None and opened.recipe.of_pictures:
+        led = bool(getattr(opened.recipe.data, "hint", ""))
+        return controlling.judged(opened, device, watch) if led else picturing.judged(opened, device, watch, limit)
     model: Any = load(opened, device, watch)
     tokenizer = spelling(opened)
     if what is not None and (task := task_of(Path(what), shots, watch)) is not None:

@@ -187,7 +187,7 @@ Its card:   {run.path / "card.md"}
 
 What to type next:
 """
-    if hasattr(run.recipe.product, "size"):
+    if run.recipe.of_pictures:
         text += DRAWS if (run.path / "sheet.png").exists() else SEES
     else:
         text += PLAYS if (run.path / "player.json").exists() else WRITES

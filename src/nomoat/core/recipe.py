@@ -205,6 +205,11 @@ class Recipe:
         """The config of the family that is kept: a wrapping config names it, any other is it."""
         return getattr(self.family, "product", self.family)
 
+    @property
+    def of_pictures(self) -> bool:
+        """Whether its model sees or draws pictures; the size of one that leads another is known to the other alone."""
+        return hasattr(self.product, "size") or bool(getattr(self.data, "hint", ""))
+
     def found(self, parts: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Return all parts, name -> family: those given, the others loaded from their runs.
 
