@@ -30,7 +30,7 @@ from nomoat.search.planning import plan, uniform
 from nomoat.search.selection import PUCT, Gumbel
 from nomoat.search.tree import Trees
 
-GAME, SIMULATIONS, GAMES, PEER_GAMES = ConnectFour(), 32, 512, 6
+GAME, SIMULATIONS, GAMES, PEER_GAMES = ConnectFour(threats=False), 32, 512, 6  # peers see stones alone
 
 
 def positions(count: int) -> tuple[Any, list[list[int]]]:

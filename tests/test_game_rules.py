@@ -53,6 +53,44 @@ def test_each_move_is_as_in_open_spiel(game, theirs: str, count: int) -> None:
     assert ended == count
 
 
+@pytest.mark.parametrize("game", [ConnectFour(), ConnectFour(7, 8), ConnectFour(8, 7, 5), ConnectFour(3, 4, 2)])
+def test_the_threats_of_connect_four_are_the_cells_that_would_win(game: ConnectFour) -> None:
+    rng, state_B, seen = np.random.default_rng(3), game.start(60), 0
+    while len(state_B):
+        own_BYX, other_BYX, wins_BYX, loses_BYX, lands_BYX = (
+            plane > 0 for plane in game.observe(state_B).swapaxes(0, 1)
+        )
+        free_BYX = ~own_BYX & ~other_BYX
+        below_BYX = np.concatenate((~free_BYX[:, 1:], np.ones_like(free_BYX[:, :1])), 1)
+        assert np.array_equal(lands_BYX, free_BYX & below_BYX)
+        for stones_BYX, threats_BYX in ((own_BYX, wins_BYX), (other_BYX, loses_BYX)):
+            for stones, threats, free in zip(stones_BYX, threats_BYX, free_BYX, strict=True):
+                assert {*zip(*np.nonzero(threats), strict=True)} == _wins(stones, free, game.in_a_row)
+                seen += int(threats.sum())
+        state_B = game.step(state_B, chosen(game.legal(state_B), rng))
+        state_B = state_B[~game.outcome(state_B).over_B]
+    assert seen > 100
+
+
+def _wins(stones_YX: np.ndarray, free_YX: np.ndarray, in_a_row: int) -> set[tuple[int, int]]:
+    """Free cells that complete a row, one after the other."""
+    rows, columns = stones_YX.shape
+    found = set()
+    for y, x in zip(*np.nonzero(free_YX), strict=True):
+        for down, right in ((0, 1), (1, 0), (1, 1), (1, -1)):
+            length = 1
+            for sign in (1, -1):
+                step = 1
+                while 0 <= (j := y + sign * step * down) < rows and 0 <= (i := x + sign * step * right) < columns:
+                    if not stones_YX[j, i]:
+                        break
+                    step += 1
+                length += step - 1
+            if length >= in_a_row:
+                found.add((y, x))
+    return found
+
+
 @without_open_spiel
 @pytest.mark.parametrize(("size", "count"), [(5, 120), (7, 30), (9, 20), (19, 2)])
 def test_each_move_of_go_is_as_in_open_spiel_but_for_superko(size: int, count: int) -> None:

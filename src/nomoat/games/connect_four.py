@@ -8,7 +8,7 @@ A column is rows + 1 bits, of which the highest stays free: it keeps a row from 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -43,12 +43,14 @@ def _bits(rows: int, columns: int) -> tuple[Array, Array, Array]:
 class ConnectFour:
     """The rules. Action `x` drops a stone into column x, from the left; a full board is a draw.
 
-    `observe` gives 2 planes: the mover's stones and the other's; row 0 is the highest.
+    `observe` gives the mover's stones and the other's, then with `threats` the cells that would win for the mover and
+    for the other, and those where a stone can fall now; row 0 is the highest.
 
     Args:
         rows: 2 at least.
         columns: 2 at least; (rows + 1) * columns is 64 at most.
         in_a_row: how many win.
+        threats: whether a network sees what follows from the stones at once. The same game in any case.
 
     Raises:
         ConfigError: the board has no place in 64 bits, or nobody can win on it.
@@ -57,6 +59,7 @@ class ConnectFour:
     rows: int = 6
     columns: int = 7
     in_a_row: int = 4
+    threats: bool = field(default=True, compare=False)
 
     players: ClassVar[int] = 2
     symmetries: ClassVar[int] = 2
@@ -87,8 +90,8 @@ class ConnectFour:
 
     @property
     def planes(self) -> tuple[int, int, int]:
-        """Own and other stones."""
-        return 2, self.rows, self.columns
+        """See `observe`."""
+        return 5 if self.threats else 2, self.rows, self.columns
 
     @property
     def plies(self) -> int:
@@ -145,12 +148,30 @@ class ConnectFour:
         return key_B ^ (key_B >> np.uint64(32))
 
     def observe(self, state_B: States) -> Array:
-        """Float32 [B, 2, Y, X]."""
+        """Float32 [B, 2 or 5, Y, X]."""
         own_B, taken_B = state_B["own"], state_B["taken"]
-        stones_B21 = np.stack((own_B, own_B ^ taken_B), axis=1)[..., None]
-        bits_B2N = np.unpackbits(stones_B21.view(np.uint8), axis=2, bitorder="little")
-        columns = bits_B2N[..., : self.columns * (self.rows + 1)].reshape(-1, 2, self.columns, self.rows + 1)
+        seen = np.stack((own_B, own_B ^ taken_B))
+        if self.threats:
+            low_A, high_A, _ = _bits(self.rows, self.columns)
+            low, board = low_A.sum(dtype=np.uint64), (2 * high_A - low_A).sum(dtype=np.uint64)
+            free_B = board & ~taken_B
+            seen = np.concatenate((seen, self._winning(seen) & free_B, ((taken_B + low) & free_B)[None]))
+        bits_BPN = np.unpackbits(seen.T[..., None].copy().view(np.uint8), axis=2, bitorder="little")
+        shape = *bits_BPN.shape[:2], self.columns, self.rows + 1
+        columns = bits_BPN[..., : shape[2] * shape[3]].reshape(shape)
         return columns[..., -2::-1].swapaxes(2, 3).astype(np.float32)
+
+    def _winning(self, stones_PB: Array) -> Array:
+        """Cells that a stone would win on, free ones and others."""
+        _, _, shift_41 = _bits(self.rows, self.columns)
+        shift_411 = shift_41[..., None]
+        # Where 0, 1, ... stones in a row end below a cell, in each way, and begin above it.
+        below, above = [~np.zeros_like(stones_PB)], [~np.zeros_like(stones_PB)]
+        for _ in range(self.in_a_row - 1):
+            below.append((stones_PB & below[-1]) << shift_411)
+            above.append((stones_PB & above[-1]) >> shift_411)
+        joined = [down & up for down, up in zip(below, reversed(above), strict=True)]
+        return np.bitwise_or.reduce([np.bitwise_or.reduce(each, axis=0) for each in joined], axis=0)
 
     def turned(self, planes_BCYX: Array, policy_BA: Array, number_B: Array) -> tuple[Array, Array]:
         """Symmetry 1 is the mirror image."""
@@ -179,7 +200,7 @@ class ConnectFour:
 
     def show(self, state: Any) -> str:
         """`X` is the first player, `O` the second."""
-        own_YX, other_YX = self.observe(np.array([state], STATE))[0]
+        own_YX, other_YX = self.observe(np.array([state], STATE))[0, :2]
         own, other = "XO" if state["ply"] % 2 == 0 else "OX"
         mark_YX = np.where(own_YX > 0, own, np.where(other_YX > 0, other, "."))
         rows = [" ".join(row) for row in mark_YX]
