@@ -13,14 +13,17 @@ import threading
 import time
 import types
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from nomoat.core.budget import Budget
 from nomoat.core.errors import ConfigError, NomoatError
+from nomoat.core.recipe import Recipe
 from nomoat.data.tokenizer import ByteTokenizer
+from nomoat.families.lm import LM
 
 if importlib.util.find_spec("nomoat.serve.ask") is None:  # until the engine is there: its words alone
 
@@ -213,6 +216,7 @@ class Named:
 
     name: str
     path: Path = Path("/nowhere")
+    recipe: Recipe = field(default_factory=lambda: Recipe("Text.", LM.tiny(), None, Budget.parse("1steps"), 1))
 
 
 def reader(script=hello, context_length=2000, **engine):

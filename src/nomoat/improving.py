@@ -22,7 +22,7 @@ from nomoat import making
 from nomoat.core.budget import Budget
 from nomoat.core.errors import ConfigError, DataError, nearest
 from nomoat.core.recipe import Optimizer, Recipe, Ref
-from nomoat.core.run import Run
+from nomoat.core.run import Run, of_text
 from nomoat.texts import at_hand
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def improve(
         raise ConfigError(f"there is no way `{by}`", f"there is {', '.join(WAYS)}", nearest(by, WAYS))
     if rounds < 1:
         raise ConfigError("there is at least one round", f"it is {rounds}")
-    base, found = at_hand(model), find(task)
+    base, found = of_text(at_hand(model)), find(task)
     _doubted(found, watch)
     before = examined(base, found, device, seed, watch)
     began, spend = time.perf_counter(), Budget.parse(budget)

@@ -243,12 +243,12 @@ def opened(by: str, device: str = "auto") -> Iterator[Judge]:
             yield judges.Spoken(answerer)
     else:
         from nomoat.core.device import choose
-        from nomoat.core.run import load
+        from nomoat.core.run import load, of_text
         from nomoat.data.chat import Chat
         from nomoat.texts import spelling
 
         kind, _, where = by.rpartition(":") if by.startswith("likelihood:") else ("", "", by)
-        run = Run.open(where)
+        run = of_text(Run.open(where))
         model: Any = load(run).to(choose(device))
         given = (by if kind else run.name, model, spelling(run), Chat.of(run.path))
         if kind:

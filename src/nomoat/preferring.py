@@ -17,9 +17,10 @@ from nomoat.core.budget import Budget
 from nomoat.core.config import override
 from nomoat.core.errors import ConfigError, nearest
 from nomoat.core.recipe import Ref, find
-from nomoat.core.run import Run, load
+from nomoat.core.run import Run, load, of_text
 from nomoat.data.manifest import Manifest
 from nomoat.licensing import refuse
+from nomoat.texts import at_hand
 
 if TYPE_CHECKING:
     from nomoat.evaluate.preferred import Preferred
@@ -64,7 +65,7 @@ def prefer(  # noqa: PLR0913 - the settings of one verb; each is asked for by na
     """
     if by not in WAYS:
         raise ConfigError(f"there is no way `{by}`", f"there is {', '.join(WAYS)}", nearest(by, WAYS))
-    base = Run.open(model)
+    base = of_text(at_hand(model))
     recipe, config, start = find(f"{by}-small"), base.recipe.product, Ref(str(base.path.resolve()))
     if getattr(config, "bits", 16) < 16 and lora is None:
         why, fix = "they have no gradient", "train an adapter beside them: --lora 8"

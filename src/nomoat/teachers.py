@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from nomoat.core.errors import ConfigError, NomoatError
 from nomoat.core.ledger import UNKNOWN
-from nomoat.core.run import Run, load
+from nomoat.core.run import Run, load, of_text
 from nomoat.core.teacher import Answer, Answers
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def open_teacher(
     text = str(where)
     if isinstance(where, str) and "://" in text:
         return Address(text, licence, terms, key, seconds)
-    return Local(Run.open(where), licence, terms, device, seconds, slots, bits)
+    return Local(of_text(Run.open(where)), licence, terms, device, seconds, slots, bits)
 
 
 class _Closes:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nomoat.core.errors import ConfigError
-from nomoat.core.run import Run
+from nomoat.core.run import Run, of_text
 from nomoat.texts import at_hand
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def think(
 
     if budget < 1:
         raise ConfigError(f"a budget of {budget} buys no thought", fix="use --budget 16")
-    run, place = at_hand(model), choose(device)
+    run, place = of_text(at_hand(model)), choose(device)
     options = SamplingOptions(writing.get("temperature", 0.8), max_tokens=writing.get("max_tokens", 256), seed=seed)
     family: Any = load(run).to(place)
     if not hasattr(family, "decode"):
@@ -157,7 +157,7 @@ def curve(
 
     if min(tries, questions) < 1:
         raise ConfigError(f"{tries} tries of {questions} questions make no curve", fix="use --tries 64 --questions 200")
-    run, found, place = at_hand(model), find(task), choose(device)
+    run, found, place = of_text(at_hand(model)), find(task), choose(device)
     family: Any = load(run).to(place)
     spelling = talking(run.path)
     asked, right, written, read, seconds = found.exam(questions), list[Any](), 0, 0, 0.0

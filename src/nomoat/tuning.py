@@ -26,7 +26,7 @@ from nomoat.comparing import compared
 from nomoat.core.budget import Budget
 from nomoat.core.errors import ConfigError, DataError, NomoatError
 from nomoat.core.recipe import Optimizer, Recipe, Ref
-from nomoat.core.run import Run
+from nomoat.core.run import Run, of_text
 from nomoat.core.runs import listing
 from nomoat.making import Spending
 from nomoat.texts import at_hand, spelling, texts_of
@@ -183,7 +183,7 @@ def _tuned_from(model: Run | Path | str, data: Path | str, asked: _Asked, watch:
     from nomoat.families.lm import LM
 
     choose(asked.device)
-    adapt, base = asked.manner.adapt(), at_hand(model)
+    adapt, base = asked.manner.adapt(), of_text(at_hand(model))
     spelling(base)
     if not isinstance(base.recipe.product, LM):
         raise ConfigError(f"{base.name} is no language model", "only those are tuned so far")

@@ -19,7 +19,7 @@ from nomoat.core import runs as _runs
 from nomoat.core.config import override
 from nomoat.core.errors import ConfigError, RunError, nearest
 from nomoat.core.recipe import Recipe, find
-from nomoat.core.run import Run
+from nomoat.core.run import Run, of_text
 from nomoat.making import Spending
 from nomoat.sampling.manner import ANSWERING, WRITING
 from nomoat.texts import at_hand, excerpt_of, held_out, spelling, task_of, texts_of
@@ -222,7 +222,7 @@ def generate(
     from nomoat.sampling.write import continue_text
 
     options = _options(sampling, WRITING)
-    opened = Run.open(run)
+    opened = of_text(Run.open(run))
     model = merged(load(opened, device, watch))
     pieces = []
     for piece in continue_text(model, spelling(opened), prompt, options):  # type: ignore[arg-type]
@@ -260,7 +260,7 @@ def chat(
     from nomoat.talk import Talk
 
     options = _options(sampling, {**ANSWERING, "max_tokens": 512})
-    run = at_hand(run)
+    run = of_text(at_hand(run))
     model = quickest(load(run, device, watch), bits)
     template = Chat.of(run.path)
     if template.own and watch is not None:
@@ -298,7 +298,7 @@ def evaluate(
     if what is None and opened.recipe.of_pictures:
         led = bool(getattr(opened.recipe.data, "hint", ""))
         return controlling.judged(opened, device, watch) if led else picturing.judged(opened, device, watch, limit)
-    model: Any = load(opened, device, watch)
+    model: Any = load(of_text(opened), device, watch)
     tokenizer = spelling(opened)
     if what is not None and (task := task_of(Path(what), shots, watch)) is not None:
         return choice.evaluate_choice(model, tokenizer, task, shots, limit, watch=watch)
@@ -325,7 +325,7 @@ def surprise(
     """
     from nomoat.evaluate.surprise import surprise as measure
 
-    opened = Run.open(run)
+    opened = of_text(Run.open(run))
     texts = texts_of(files)
     return measure(load(opened, device, watch), spelling(opened), texts, watch=watch)  # type: ignore[arg-type]
 
@@ -343,7 +343,7 @@ def serve(runs: Sequence[Run | Path | str], watch: Watch | None = None, **settin
         RunError: no such run, or the port is taken.
         CheckpointError: see `load`.
     """
-    opened = {str(run.name if isinstance(run, Run) else run): Run.open(run) for run in runs}
+    opened = {str(run.name if isinstance(run, Run) else run): of_text(Run.open(run)) for run in runs}
     try:
         from nomoat.serve.models import Settings
         from nomoat.serve.start import read_keys

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from nomoat.core import durable
 from nomoat.core.config import fingerprint, from_json, to_json
-from nomoat.core.errors import CheckpointError, RunError
+from nomoat.core.errors import CheckpointError, ConfigError, RunError
 from nomoat.core.recipe import Recipe, Ref
 from nomoat.core.runs import LABEL, STATUSES, locate, runs_root, status_of
 
@@ -321,6 +321,19 @@ def load(
         raise CheckpointError(f"the weights of {run.name} do not fit its recipe", str(error)) from error
     product = family.product.eval().requires_grad_(False)
     return run.recipe.adapt.merged(product) if merged and run.recipe.adapt else product
+
+
+def of_text(run: Run) -> Run:
+    """The run itself, if its model reads and writes text.
+
+    Raises:
+        ConfigError: it is one of pictures or of a game.
+    """
+    if run.recipe.of_pictures:
+        raise ConfigError(f"{run.name} is no model of text", run.recipe.about, f"`nomoat draw {run.name}`, if it draws")
+    if hasattr(run.recipe.product, "game"):
+        raise ConfigError(f"{run.name} is no model of text", run.recipe.about, f"`nomoat play {run.name}`")
+    return run
 
 
 def _filled(recipe: Recipe, parts: Mapping[str, Any] | None, tensors: dict[str, Any]) -> Family:
