@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,9 +12,12 @@ from folders import TINY
 from folders import WORDS as PLAIN
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from nomoat import train
 from nomoat.core.errors import DataError
+from nomoat.data.pictures import PictureFiles
 from nomoat.data.shards import ShardWriter
 from nomoat.data.tokenizer import ByteTokenizer
 from nomoat.evaluate import collapse
@@ -178,6 +182,28 @@ def test_too_little_text_is_not_judged(tmp_path) -> None:
     found = guard([dataset(tmp_path / "a", [(0, text(10, 0)), (1, documents("aaaa"))])])
     assert (dict(found.drift), found.warnings) == ({}, ())
     assert collapse.LEAST_TOKENS > 4
+
+
+def drawn(where: Path, real: int, made: int) -> Path:
+    """A folder of noisy pictures, some of which say that nomoat drew them."""
+    where.mkdir()
+    chance, said = np.random.default_rng(0), PngInfo()
+    said.add_text("nomoat", "{}")
+    for number in range(real + made):
+        picture = Image.fromarray(chance.integers(0, 256, (16, 16, 3), dtype=np.uint8))
+        picture.save(where / f"{number}.png", pnginfo=said if number >= real else None)
+    return where
+
+
+def test_pictures_that_a_model_drew_are_counted_like_text(tmp_path: Path) -> None:
+    [few] = PictureFiles(str(drawn(tmp_path / "few", 9, 31)), 16).prepare(tmp_path / "data").paths
+    found = mixture([few])
+    assert found.unit == "pictures" and {*found.tokens} == {0, 1} and 30 < sum(found.tokens.values()) <= 40
+    assert "pictures are real" in guard([few]).warnings[0]
+    [none] = PictureFiles(str(drawn(tmp_path / "none", 1, 40)), 16).prepare(tmp_path / "data").paths
+    with pytest.raises(CollapseError, match="pictures are real"):
+        guard([none])
+    assert guard([none], taught=True).warnings
 
 
 def test_a_folder_that_is_no_dataset(tmp_path) -> None:

@@ -77,6 +77,7 @@ def control(
         ema=0.998,
         parts={"base": Ref(str(base.path)).pinned()},
     )
+    recipe.family.build(recipe.found())  # what cannot be led is refused before there is a run
     run = making.started(f"{base.label}-{hint}", recipe, None, watch, allow)
     run.write_json(CONTROL, {"hint": hint, "base": base.name})
     return controlled(run, device, watch)

@@ -94,11 +94,13 @@ def teach(
     from nomoat.data.pictures import PictureFiles
     from nomoat.data.rehearsal import Preserved
     from nomoat.data.words import split
+    from nomoat.drawing import drawer
 
     base = at_hand(model)
     product: Any = base.recipe.product
     if not getattr(product, "vocab_size", 0) or not hasattr(product, "size"):
         raise ConfigError(f"{base.name} does not draw by captions", "a subject is taught by a caption", "name one")
+    drawer(base, "cpu")
     words = spelling(base)
     for text in filter(None, (subject.caption, subject.of, subject.begins)):
         words.encode(text)

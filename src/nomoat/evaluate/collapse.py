@@ -1,7 +1,7 @@
 """The collapse guard: what a model wrote is laid beside real text, never in its place, and must stay as varied.
 
     dataset folders -> tokens by generation -> share of real tokens, depth    -> refused | warned | fine
-                    -> documents of each generation, real documents -> drift  /
+                    -> documents of each generation, real documents -> drift  /     (pictures count as they are)
 
 A model that learns from what a model wrote loses the tails of the real text first, then everything else (Shumailov
 et al. 2024, Nature 631:755); not where real text stays in the mixture (Gerstgrasser et al. 2024, arXiv:2404.01413).
@@ -10,7 +10,7 @@ Whatever begins a training on mixed data calls `guard` before its first step.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from nomoat.core.errors import DataError
+from nomoat.data.picture_ingest import FACTS
 from nomoat.data.shards import ShardReader
 from nomoat.evaluate.diversity import MOST_TOKENS, Ids, compare
 
@@ -58,9 +59,11 @@ class Mixture:
 
     Args:
         tokens: of each generation; 0 is real text.
+        unit: what is counted; `pictures` where there is nothing else.
     """
 
     tokens: Mapping[int, int]
+    unit: str = "tokens"
 
     @property
     def real(self) -> int:
@@ -79,7 +82,9 @@ class Mixture:
 
     def as_text(self) -> str:
         """One line for people."""
-        return f"{self.real_share:.1%} of {sum(self.tokens.values()):,} tokens are real, generation {self.generation}"
+        return (
+            f"{self.real_share:.1%} of {sum(self.tokens.values()):,} {self.unit} are real, generation {self.generation}"
+        )
 
 
 @dataclass(frozen=True)
@@ -98,17 +103,33 @@ class Guarded:
 
 
 def mixture(folders: Sequence[Path | str]) -> Mixture:
-    """Tokens by generation of the training parts of dataset folders.
+    """Tokens, or pictures, by generation of the training parts of dataset folders.
 
     Raises:
         DataError: see `ShardReader`.
     """
     tokens: dict[int, int] = {}
     for folder in folders:
-        reader = ShardReader(folder, "train")
-        for generation, size in zip(_generations(reader), np.diff(reader.ends, prepend=0).tolist(), strict=True):
+        for generation, size in _pictures(folder) if _is_pictures(folder) else _documents(folder):
             tokens[generation] = tokens.get(generation, 0) + size
-    return Mixture(dict(sorted(tokens.items())))
+    unit = "pictures" if folders and all(map(_is_pictures, folders)) else "tokens"
+    return Mixture(dict(sorted(tokens.items())), unit)
+
+
+def _documents(folder: Path | str) -> Iterator[tuple[int, int]]:
+    reader = ShardReader(folder, "train")
+    yield from zip(_generations(reader), np.diff(reader.ends, prepend=0).tolist(), strict=True)
+
+
+def _is_pictures(folder: Path | str) -> bool:
+    return (Path(folder) / FACTS).is_file()
+
+
+def _pictures(folder: Path | str) -> Iterator[tuple[int, int]]:
+    import pyarrow.parquet as pq
+
+    rows = pq.read_table(Path(folder) / FACTS, columns=["generation"], filters=[("split", "=", "train")])
+    yield from ((int(each or 0), 1) for each in rows.column("generation").to_pylist())
 
 
 def guard(
@@ -144,7 +165,8 @@ def guard(
         why = "what else is real it has from its teacher or base" if taught else "below half, rare things begin to go"
         warnings.append(f"{found.as_text()}: {why}")
     if found.generation > DEEPEST:
-        warnings.append(f"text of generation {found.generation}: written by models that learned from models' text")
+        what = "made by models that learned from what models made"
+        warnings.append(f"{found.unit} of generation {found.generation}: {what}")
     drift = _drift(folders, found, real)
     if found.generation in drift and (wrong := drifted(drift[found.generation])):
         what = f"the text of generation {found.generation} has drifted from real text: {'; '.join(wrong)}"
@@ -158,7 +180,7 @@ def guard(
     return Guarded(found, drift, tuple(warnings))
 
 
-BACK = "put the real text back, or give a reason to train all the same: NOMOAT_SYNTHETIC='the reason'"
+BACK = "put back what is real, or give a reason to train all the same: NOMOAT_SYNTHETIC='the reason'"
 
 
 def drifted(figures: Mapping[str, float]) -> list[str]:
@@ -176,7 +198,7 @@ def _drift(folders: Sequence[Path | str], found: Mixture, real: Sequence[Ids]) -
         return {}
     held: dict[int, list[Any]] = {0: [*real]}
     for folder in folders:
-        for split in ("train", "heldout"):
+        for split in () if _is_pictures(folder) else ("train", "heldout"):
             if split == "heldout" and not list(Path(folder).glob("heldout-*.bin")):
                 continue
             _collect(ShardReader(folder, split), held, split == "heldout")
