@@ -183,6 +183,22 @@ def test_overrides_apply_in_order_and_leave_the_rest() -> None:
     assert Outer() == Outer(inner=Inner())
 
 
+@dataclass(frozen=True)
+class Parted:
+    width: int = 6
+    heads: int = 3
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ConfigError(f"{self.width} cannot be parted among {self.heads}")
+
+
+def test_what_holds_between_fields_is_asked_of_them_together() -> None:
+    assert override(Parted(), ["width=8", "heads=4"]) == Parted(8, 4)
+    with pytest.raises(ConfigError, match="8 cannot be parted among 3"):
+        override(Parted(), ["width=8"])
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

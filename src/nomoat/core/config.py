@@ -115,7 +115,7 @@ def fingerprint(value: Any) -> str:
 
 
 def override(value: Value, changes: Sequence[str]) -> Value:
-    """Return `value` with every change of the form `a.b=c` applied, in order.
+    """Return `value` with every change of the form `a.b=c` applied; of two of the same field the later counts.
 
     Args:
         value: a frozen dataclass, such as a recipe.
@@ -125,37 +125,49 @@ def override(value: Value, changes: Sequence[str]) -> Value:
         ConfigError: no `=`, an unknown field (the nearest is named, with its full path), or a text that does not fit
             the field's type.
     """
+    asked = []
     for change in changes:
         path, equals, text = change.partition("=")
         if not equals or not path.strip():
             raise ConfigError(
                 f"`{change}` is not a change", "a change is `field=value`", "for example `optimizer.learning_rate=0.01`"
             )
-        value = _changed(value, path.strip().split("."), text.strip(), ())
-    return value
+        asked.append((path.strip().split("."), text.strip()))
+    return _changed(value, asked, ()) if asked else value
 
 
-def _changed(value: Any, path: list[str], text: str, above: tuple[str, ...]) -> Any:
-    name, rest = path[0], path[1:]
-    here = (*above, name)
-    if isinstance(value, Mapping):
-        inner = value.get(name)
-        return {**value, name: _changed(inner, rest, text, here) if rest else _parse(text, Any, inner, ".".join(here))}
-    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+def _changed(value: Any, changes: Sequence[tuple[list[str], str]], above: tuple[str, ...]) -> Any:
+    """All changes of one value at once, for what holds between its fields need not hold after each of them."""
+    held = isinstance(value, Mapping)
+    if not held and (not dataclasses.is_dataclass(value) or isinstance(value, type)):
         raise ConfigError(
             f"`{'.'.join(above)}` has no fields", f"it is {value!r}", f"set it whole: `{'.'.join(above)}=...`"
         )
+    found: dict[str, Any] = {}
+    for name in dict.fromkeys(path[0] for path, _ in changes):
+        here, inner = (*above, name), list[tuple[list[str], str]]()
+        annotation = Any if held else _annotation_of(value, name, above)
+        new = value.get(name) if held else getattr(value, name)
+        for path, text in changes:
+            if path == [name]:  # whole: what was said of its fields before no longer counts
+                new, inner = _parse(text, annotation, new, ".".join(here)), []
+            elif path[0] == name:
+                inner.append((path[1:], text))
+        found[name] = _changed(new, inner, here) if inner else new
+    return {**value, **found} if held else dataclasses.replace(value, **found)
+
+
+def _annotation_of(value: Any, name: str, above: tuple[str, ...]) -> Any:
+    """The annotation of a field that can be set."""
     known = [field.name for field in dataclasses.fields(value) if field.init]
     if name not in known:
         near = nearest(name, known)
         if near and above:
             near = near.replace("`", f"`{'.'.join(above)}.", 1)
         raise ConfigError(
-            f"there is no field `{'.'.join(here)}`", f"{type(value).__name__} has {', '.join(known)}", near
+            f"there is no field `{'.'.join((*above, name))}`", f"{type(value).__name__} has {', '.join(known)}", near
         )
-    old = getattr(value, name)
-    new = _changed(old, rest, text, here) if rest else _parse(text, _annotation(type(value), name), old, ".".join(here))
-    return dataclasses.replace(value, **{name: new})
+    return _annotation(type(value), name)
 
 
 def _annotation(kind: type, name: str) -> Any:

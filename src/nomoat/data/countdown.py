@@ -26,6 +26,9 @@ from nomoat.games.countdown_text import Notation
 
 HELD_SEED = 0
 MOST_HELD = 1000
+PERIODS = np.array([2, 3, 4, 5, 7, 8, 9, 10, 11, 13, 16, 20, 25, 32, 50, 64, 100, 128, 200, 256, 500, 1000, 2000.0])
+LOG_PERIODS = np.array([0.25, 0.5, 1, 2, 4, 8, 16])
+"""Of the waves of a number and of its logarithm."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +38,12 @@ class CountdownProblems:
     Args:
         sizes: how many numbers a problem may have; each is as likely. Shorter rows are padded with the document end.
         limit: the largest number that a step may give.
+        waves: whether numbers begin as what they are worth (`begin`), not as a thousand unknown words.
     """
 
     sizes: tuple[int, ...] = (4,)
     limit: int = 999
+    waves: bool = True
     title: ClassVar[str] = "countdown"
     licence: ClassVar[str] = "CC0-1.0"
 
@@ -84,6 +89,29 @@ class CountdownProblems:
         """
         self._suits(family)
         return batches(self.sampler(seed), batch_size, start, rank, world)
+
+    def begin(self, family: Any) -> None:
+        """Write waves of a number's value, and of its logarithm, into the first columns of the token table.
+
+        Sums are turns of such waves, products turns of those of logarithms: what a model of text comes to by itself
+        (Zhou et al. 2024, arXiv:2406.03445) and would take far more problems than there is time for. The other columns
+        stay random.
+
+        Args:
+            family: with a token table `embed`; one without is left alone.
+        """
+        import torch
+
+        embed = getattr(family, "embed", None)
+        if not self.waves or not isinstance(embed, torch.nn.Embedding):
+            return
+        value_N1 = np.arange(self.limit + 1)[:, None]
+        turns_NF = np.concatenate((value_N1 / PERIODS, np.log(1 + value_N1) / LOG_PERIODS), 1) * 2 * np.pi
+        waves_NF = np.concatenate((np.cos(turns_NF), np.sin(turns_NF)), 1)[:, : embed.embedding_dim // 2]
+        size = embed.weight.std() * 2**0.5
+        with torch.no_grad():
+            rows = torch.from_numpy(self.notations()[0].number_ids)
+            embed.weight[rows, : waves_NF.shape[1]] = torch.from_numpy(waves_NF).float() * size
 
     def sampler(self, seed: int) -> Callable[[ArrayLike], Batch]:
         """What gives the samples of any global indices [B]."""

@@ -150,8 +150,13 @@ class State:
 
 
 def build(recipe: Recipe, device: torch.device) -> Family:
-    """The untrained family of a recipe, on its device; its weights depend on the seed alone."""
+    """The untrained family of a recipe, on its device; its weights depend on the seed alone.
+
+    Data that know something of their tokens may say so before the first step (`begin`).
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         family = recipe.build()
+        if recipe.start is None and (begin := getattr(recipe.data, "begin", None)) is not None:
+            begin(family.product)
     return family.to(device).train()
