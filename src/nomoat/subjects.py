@@ -94,14 +94,9 @@ def teach(
     from nomoat.data.pictures import PictureFiles
     from nomoat.data.rehearsal import Preserved
     from nomoat.data.words import split
-    from nomoat.drawing import drawer
 
-    base = at_hand(model)
-    product: Any = base.recipe.product
-    if not getattr(product, "vocab_size", 0) or not hasattr(product, "size"):
-        raise ConfigError(f"{base.name} does not draw by captions", "a subject is taught by a caption", "name one")
-    drawer(base, "cpu")
-    words = spelling(base)
+    base = _drawer(at_hand(model))
+    product, words = base.recipe.product, spelling(base)
     for text in filter(None, (subject.caption, subject.of, subject.begins)):
         words.encode(text)
     if subject.word is not None and subject.word not in split(subject.caption):
@@ -136,6 +131,17 @@ def teach(
             shutil.copyfile(base.path / each, run.path / each)
     making.trained(run, device, watch)
     return _shown(run, subject, device)
+
+
+def _drawer(base: Run) -> Run:
+    """The run itself, if it draws by captions."""
+    from nomoat.drawing import drawer
+
+    product: Any = base.recipe.product
+    if not getattr(product, "vocab_size", 0) or not hasattr(product, "size"):
+        raise ConfigError(f"{base.name} does not draw by captions", "a subject is taught by a caption", "name one")
+    drawer(base, "cpu")
+    return base
 
 
 def _adapt(words: Any, subject: Subject) -> tuple[Any, str]:
