@@ -1,6 +1,10 @@
 """Captions for pictures: words in, a sequence to attend to and one vector out.
 
-    caption [B, M] -> embed -> full stack -> context_BMD, valid_BM, mean over the words -> pooled_BD
+    caption [B, M] -> embed -> + each word's neighbours -> full stack -> context_BMD, valid_BM
+                                                                     -> mean over the words -> pooled_BD
+
+A word's neighbours come by a convolution of three words, so that "red circle" is a thing from the first step on.
+Attention alone takes captions for bags of words for long: what is seen together often is enough to be right mostly.
 
 A row without a word gives what was learned for "nothing": that is what classifier-free guidance subtracts
 (Ho and Salimans 2022, arXiv:2207.12598).
@@ -34,6 +38,7 @@ class Caption(nn.Module):
         self.positions = nn.Embedding(length, width)
         self.nothing = nn.Parameter(torch.zeros(width))
         self.stack = Backbone(width=width, depth=depth, heads=heads, causal=False).build() if depth else None
+        self.beside = nn.Conv1d(width, width, 3, padding=1, bias=False) if depth else None
         for table in (self.embed, self.positions):
             nn.init.normal_(table.weight, std=0.02)
         nn.init.normal_(self.nothing, std=0.02)
@@ -58,7 +63,9 @@ class Caption(nn.Module):
         first_BM[:, 0] = silent_B
         x_BMD = torch.where(first_BM[..., None], self.nothing.to(x_BMD.dtype), x_BMD)
         valid_BM = said_BM | first_BM
-        if self.stack is not None:
+        if self.stack is not None and self.beside is not None:
+            said_BDM = (x_BMD * valid_BM[..., None].to(x_BMD.dtype)).transpose(1, 2)
+            x_BMD = x_BMD + self.beside(said_BDM).transpose(1, 2)
             x_BMD = self.stack(x_BMD, None, Ports(valid_BL=valid_BM)).x_BLD
         weight_BM1 = valid_BM[..., None].to(x_BMD.dtype)
         return x_BMD, valid_BM, (x_BMD * weight_BM1).sum(1) / weight_BM1.sum(1)
