@@ -13,12 +13,15 @@ from hypothesis import strategies as st
 
 from nomoat.core.config import from_json, to_json
 from nomoat.core.errors import ConfigError, DataError
+from nomoat.core.recipe import find
 from nomoat.data.countdown import CountdownProblems
 from nomoat.data.words import WordTokenizer
 from nomoat.families.lm import LM
 from nomoat.games.countdown import Countdown
 from nomoat.games.countdown_problems import HELD_TARGETS, problems, split_of
 from nomoat.games.countdown_text import FILLED, Notation, verify
+from nomoat.nn.backbone import Backbone
+from nomoat.train.state import build
 
 NOTATIONS = {numbers: Notation(Countdown(numbers)) for numbers in (3, 4, 5, 6)}
 FOUR = NOTATIONS[4]
@@ -239,3 +242,25 @@ def test_it_says_what_does_not_fit():
     for sizes in ((), (4, 4), (2,), (9,)):
         with pytest.raises(ConfigError):
             CountdownProblems(sizes=sizes)
+
+
+def test_numbers_begin_as_waves_of_their_values() -> None:
+    recipe = find("countdown-small")
+    small = replace(recipe.family, backbone=Backbone(width=128, depth=1, heads=2))
+    waves, plain = (
+        build(
+            replace(recipe, family=small, data=replace(recipe.data, waves=waves)), torch.device("cpu")
+        ).embed.weight.detach()
+        for waves in (True, False)
+    )
+    numbers = torch.from_numpy(recipe.data.notations()[0].number_ids)
+    changed = (waves != plain).any(1)
+    assert changed[numbers].all() and int(changed.sum()) == len(numbers), "signs stay as they were"
+    assert (waves != plain).any(0).nonzero()[:, 0].tolist() == list(range(60)), "at most half of the columns"
+    linear = [*range(23), *range(30, 53)]
+    row = waves[numbers][:, linear]
+    torch.testing.assert_close(row[10] @ row[13], row[810] @ row[813])  # one step is the same turn everywhere
+    assert row[10] @ row[11] > row[10] @ row[500]
+    assert 0.7 < float(waves.std() / plain.std()) < 1.3
+    masked = find("countdown-masked-small")
+    assert build(masked, torch.device("cpu")).embed.weight[numbers].abs().amax() < 0.2
