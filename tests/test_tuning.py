@@ -158,9 +158,9 @@ def test_stopped_and_resumed_is_the_same(base: Run, data: Path, monkeypatch: pyt
     again = verbs.resume("last")
     assert again.name != whole.name and again.recipe == whole.recipe
     losses = [[event["training_loss"] for event in run.metrics("step")] for run in (whole, again)]
-    assert losses[1] == pytest.approx(losses[0], rel=1e-4)  # each has measured for itself which kernel is faster
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)  # each has measured for itself which kernel is faster
     tuned = [run.read_json("report.json")["learned"][0]["tuned"] for run in (whole, again)]
-    assert tuned[1] == pytest.approx(tuned[0], rel=1e-4)
+    assert tuned[1] == pytest.approx(tuned[0], rel=1e-3)
 
 
 def test_budgets_in_passes_and_in_time(base: Run, data: Path) -> None:

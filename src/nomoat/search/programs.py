@@ -117,8 +117,9 @@ class UnitTests:
         passed, count = len(marks) - len(wrong), len(exam.tests)
         if passed == count:
             return Verdict(1.0, "", ended.seconds)
-        words = [f"{passed} of {count} tests passed", *wrong[:1], *([str(ended)] if len(marks) < count else [])]
+        stopped = len(marks) < count or ended.timed_out  # also while it answers to the last test
+        words = [f"{passed} of {count} tests passed", *wrong[:1], *([str(ended)] if stopped else [])]
         words += [f"sandbox: {each}" for each in self.sandbox.missing]
         broken = ended.exit is None and not ended.killed_for
-        score = passed / count if len(marks) == count else 0.0
+        score = 0.0 if stopped else passed / count
         return Verdict(score, "; ".join(words), ended.seconds, timed_out=ended.timed_out, failed=broken)
