@@ -69,7 +69,7 @@ def control(
     example = next(iter(hinted.stream(None, 2, seed)))
     recipe = Recipe(
         about=f"{base.label}, led by control pictures ({hint}).",
-        family=Control(hint_channels=int(example["hint"].shape[1]), base=base.recipe.product),
+        family=Control(hint_channels=int(example["hint"].shape[1])),
         data=hinted,
         budget=Budget.parse(budget),
         batch_size=base.recipe.batch_size,

@@ -39,6 +39,13 @@ def _bits(rows: int, columns: int) -> tuple[Array, Array, Array]:
     return low_A, low_A << np.uint64(rows - 1), np.array([[1], [rows], [rows + 1], [rows + 2]], np.uint64)
 
 
+@cache
+def _board(rows: int, columns: int) -> tuple[Any, Any]:
+    """The lowest cells, and all."""
+    low_A, high_A, _ = _bits(rows, columns)
+    return low_A.sum(dtype=np.uint64), (2 * high_A - low_A).sum(dtype=np.uint64)
+
+
 @dataclass(frozen=True)
 class ConnectFour:
     """The rules. Action `x` drops a stone into column x, from the left; a full board is a draw.
@@ -152,8 +159,7 @@ class ConnectFour:
         own_B, taken_B = state_B["own"], state_B["taken"]
         seen = np.stack((own_B, own_B ^ taken_B))
         if self.threats:
-            low_A, high_A, _ = _bits(self.rows, self.columns)
-            low, board = low_A.sum(dtype=np.uint64), (2 * high_A - low_A).sum(dtype=np.uint64)
+            low, board = _board(self.rows, self.columns)
             free_B = board & ~taken_B
             seen = np.concatenate((seen, self._winning(seen) & free_B, ((taken_B + low) & free_B)[None]))
         bits_BPN = np.unpackbits(seen.T[..., None].copy().view(np.uint8), axis=2, bitorder="little")
