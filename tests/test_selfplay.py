@@ -91,6 +91,22 @@ def test_what_a_search_proved_is_the_value_that_is_learned() -> None:
     assert not positions["policy_mask"][late][lost & agree].any()
 
 
+def test_games_fork_off_from_those_before_them() -> None:
+    table = Table(GAME, 300, Manner(simulations=8, cheap=2, openings=0, forks=0.5), np.random.default_rng(0))
+    assert (GAME.legal(table.state).sum(1) == 9).all()  # the first games have none before them
+    before = GAME.start(300)
+    for ply, action in enumerate((4, 0, 1)):
+        table.states[:, ply], before = before, GAME.step(before, np.full(300, action))
+    table.length[:] = 3
+    table._open(np.arange(300), np.random.default_rng(1))
+    stones = 9 - GAME.legal(table.state).sum(1)
+    assert 0.4 < (stones == 0).mean() < 0.6
+    assert set(stones) == {0, 1, 2, 3, 4}  # from none, one or two stones, one or two on
+    assert (GAME.legal(table.state[stones > 2])[:, 4] == 0).all()
+    assert len(np.unique(GAME.key(table.state[stones > 0]))) > 50
+    assert not table.length.any()
+
+
 @pytest.mark.parametrize("trace", [False, True])
 def test_what_a_value_learns_of_what_came_after(trace: bool) -> None:
     table = Table(GAME, 2, Manner(mix=0.25, trace=trace), np.random.default_rng(0))

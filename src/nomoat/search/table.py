@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 VARIETY_PLY = 8
-"""Opening variety is counted at this ply."""
+"""Opening variety is counted at this ply, in games that do not fork off from others."""
+FORKED = 2
+"""Moves at random with which a game forks off, at most."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class Manner:
         full: share of the searches that are full.
         rule: how edges are chosen.
         openings: half of the games begin with 1 to so many moves at random, which are not learned.
+        forks: share of the games that go off from a position of the game before, by `FORKED` moves at random at most,
+            so that more is learned than the lines that both sides have come to like (as some games of Wu 2019).
         mix: weight of the search's own value in what the value learns, beside how the game ended.
         trace: beside what the next position learns instead: results fade by 1 - mix a move, so that late mistakes
             hardly reach the openings (Sutton 1988, TD(lambda)), and what was proved is handed back.
@@ -53,6 +57,7 @@ class Manner:
     full: float = 0.5
     rule: Gumbel = Gumbel()
     openings: int = 6
+    forks: float = 0.0
     mix: float = 0.25
     trace: bool = False
     noisy: int | None = None
@@ -112,7 +117,7 @@ class Table:
         self.game, self.count, self.manner = game, count, manner
         shape = (count, game.plies)
         self.state = game.start(count)
-        self.length = np.zeros(count, np.int64)
+        self.length, self.forked = np.zeros(count, np.int64), np.zeros(count, bool)
         self.states = np.zeros(shape, self.state.dtype)
         self.policies = np.zeros((*shape, game.actions), np.float32)
         self.masks, self.values, self.known = (np.zeros(shape, np.float32) for _ in range(3))
@@ -138,13 +143,13 @@ class Table:
         most = int(self.length.max())
         names = ("states", "policies", "masks", "values", "known")
         arrays = {name: getattr(self, name)[:, :most] for name in names}
-        return {**arrays, "state": self.state, "length": self.length}
+        return {**arrays, "state": self.state, "length": self.length, "forked": self.forked}
 
     def take(self, kept: dict[str, Any]) -> None:
         """Go on from what `kept` gave."""
         for name in ("states", "policies", "masks", "values", "known"):
             getattr(self, name)[:, : kept[name].shape[1]] = kept[name]
-        self.state, self.length = kept["state"], kept["length"]
+        self.state, self.length, self.forked = kept["state"], kept["length"], kept["forked"]
 
     def _move(self, value: Value, chance: np.random.Generator) -> Positions:
         manner, rows = self.manner, np.arange(self.count)
@@ -168,7 +173,8 @@ class Table:
         lost = known * (1 - 2 * self.game.mover(self.state)) == -1
         self.masks[rows, self.length], self.values[rows, self.length] = full & ~lost, root
         self.known[rows, self.length] = known
-        self.health.openings.update(self.game.key(self.state[self.length == VARIETY_PLY]).tolist())
+        opened = self.state[(self.length == VARIETY_PLY) & ~self.forked]
+        self.health.openings.update(self.game.key(opened).tolist())
         self.length += 1
         self.state = self.game.step(self.state, action)
         over, result = self.game.outcome(self.state)
@@ -217,13 +223,18 @@ class Table:
         health.mistaken += int((proved & edges.known[at, first] & ~edges.best_known[at, first]).sum())
 
     def _open(self, games: Array, chance: np.random.Generator) -> None:
-        """New games in these places, half of them after a few moves at random."""
+        """New games in these places, half of them after a few moves at random; or what forks off from those there."""
         if not len(games):
             return
         state, game = self.game.start(len(games)), self.game
         most = self.manner.openings
         left = chance.integers(1, most + 1, len(games)) if most else np.zeros(len(games), int)
         left *= chance.random(len(games)) < 0.5
+        if self.manner.forks:
+            forked = (chance.random(len(games)) < self.manner.forks) & (self.length[games] > 0)
+            ply = (chance.random(len(games)) * self.length[games]).astype(np.int64)
+            state[forked], self.forked[games] = self.states[games, ply][forked], forked
+            left[forked] = chance.integers(1, FORKED + 1, int(forked.sum()))
         while (left > 0).any():
             rows = np.flatnonzero(left > 0)
             after = game.step(state[rows], random_actions(game, state[rows], chance))
