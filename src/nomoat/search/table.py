@@ -46,8 +46,6 @@ class Manner:
         forks: share of the games that go off from a position of the game before, by `FORKED` moves at random at most,
             so that more is learned than the lines that both sides have come to like (as some games of Wu 2019).
         mix: weight of the search's own value in what the value learns, beside how the game ended.
-        trace: beside what the next position learns instead: results fade by 1 - mix a move, so that late mistakes
-            hardly reach the openings (Sutton 1988, TD(lambda)), and what was proved is handed back.
         noisy: moves of a game that full searches make with noise; later ones are the best that was found, so that games
             end as their positions deserve. None: all.
     """
@@ -59,7 +57,6 @@ class Manner:
     openings: int = 6
     forks: float = 0.0
     mix: float = 0.25
-    trace: bool = False
     noisy: int | None = None
 
 
@@ -185,8 +182,7 @@ class Table:
         mix, game, ply = self.manner.mix, *np.nonzero(np.arange(self.game.plies) < self.length[over, None])
         at = (over[game], ply)
         ended, root, known = result[at[0]], self.values[at], self.known[at]
-        after = self._traced(over, result)[game, ply] if self.manner.trace else ended
-        value = np.where(np.isnan(known), (1 - mix) * after + mix * root, known).astype(np.float32)
+        value = np.where(np.isnan(known), (1 - mix) * ended + mix * root, known).astype(np.float32)
         positions = {
             "state": self.states[at],
             "policy": self.policies[at],
@@ -201,16 +197,6 @@ class Table:
         health.guesses += list(zip(root[guessed].tolist(), ended[guessed].tolist(), strict=True))
         self._open(over, chance)
         return positions
-
-    def _traced(self, over: Array, result: Array) -> Array:
-        """What the position after each one learns, [games, plies]; after the last it is the result."""
-        after, mix = np.zeros((len(over), self.game.plies)), self.manner.mix
-        value = result[over]
-        for ply in reversed(range(int(self.length[over].max(initial=0)))):
-            after[:, ply], known = value, self.known[over, ply]
-            here = np.where(np.isnan(known), (1 - mix) * value + mix * self.values[over, ply], known)
-            value = np.where(ply < self.length[over], here, value)
-        return after
 
     def _count(self, trees: Trees, planned: Planned) -> None:
         """Note what the health panel shows of some searches."""
