@@ -66,3 +66,17 @@ def test_it_can_be_derived_forwards():
 def test_what_cannot_be_is_refused(make):
     with pytest.raises(ConfigError):
         make()
+
+
+def test_each_place_is_told_what_it_attends_to_and_at_first_the_mean_of_all():
+    local = trunk(context=True, widths=(8,)).local
+    x, words = torch.randn(2, 8, 3, 4), torch.randn(2, 5, 8)
+    valid = torch.tensor([[True] * 5, [True, True, False, False, False]])
+    ports = Ports(context_BMD=words, context_valid_BM=valid)
+    told = local(x, ports)
+    means = torch.stack([words[0].mean(0), words[1, :2].mean(0)])
+    torch.testing.assert_close(told, means[:, None, None].expand(2, 3, 4, 8))
+    told = moved(local)(x, ports)
+    assert told.std((1, 2)).min() > 1e-3
+    hidden = torch.where(valid[..., None], words, 100.0)
+    torch.testing.assert_close(local(x, Ports(context_BMD=hidden, context_valid_BM=valid)), told)

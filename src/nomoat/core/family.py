@@ -87,11 +87,14 @@ class Family(nn.Module):
         return self.named_parameters()
 
     def role_of(self, name: str, parameter: nn.Parameter) -> str:
-        """One of `ROLES`. Default: tables and outputs by module name, other matrices "matrix", the rest "vector"."""
+        """One of `ROLES`. Default: tables and outputs by module name, other matrices "matrix", the rest "vector".
+
+        What makes shifts, scales and gates of a condition counts as an output: under Muon they outgrow all else.
+        """
         leaf = name.rsplit(".", 2)[-2:]
         if "embed" in leaf[0] or "positions" in leaf[0]:
             return "embedding"
-        if leaf[0] in ("head", "output"):
+        if leaf[0] in ("head", "output") or {"cond", "norm_cond"} & set(name.split(".")):
             return "head"
         return "matrix" if parameter.ndim == 2 else "vector"
 

@@ -66,7 +66,7 @@ class Diffusion:
     channels: int = 3
     patch: int = 4
     trunk: Backbone | UNet = field(
-        default_factory=lambda: Backbone(192, 6, 6, causal=False, dialect=replace(OURS, rope_base=100.0))
+        default_factory=lambda: Backbone(192, 6, 6, causal=False, dialect=replace(OURS, rope_base=100.0, bounded=True))
     )
     objective: Objective = FLOW
     vocab_size: int = 0

@@ -55,6 +55,8 @@ class Dialect:
         output_scale: what the stack's output is multiplied by before the output layer; "rsqrt_width" is T5's.
         soft_cap: logits become cap tanh(logits / cap); None: no cap.
         layer_scale: first value of a learned factor [D] on each part's output; None: no factor.
+        bounded: what a part adds, y, becomes y / sqrt(1 + mean(y^2)), so that none drowns the others. Under a condition
+            that scales inputs and gates outputs, and a last norm that hides their size, they grow without end.
         mlp: after every mixer, or none.
         zero_init: output projections start at zero, so that every block starts as the identity.
         residual_scalars: before each block x becomes a x + b x0 with learned a (1 at first) and b (0 at first).
@@ -77,6 +79,7 @@ class Dialect:
     output_scale: Literal["one", "rsqrt_width"] = "one"
     soft_cap: float | None = None
     layer_scale: float | None = None
+    bounded: bool = False
     mlp: Literal["every", "none"] = "every"
     zero_init: bool = False
     residual_scalars: bool = False

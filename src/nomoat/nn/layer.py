@@ -1,7 +1,7 @@
-"""The parts of a layer, put together when the stack is built: norm, body, factor and condition, then the sum.
+"""The parts of a layer, put together when the stack is built: norm, body, bound, factor and condition, then the sum.
 
-    pre:   x -> norm -> enter -> body -> factor -> leave -> + x
-    post:  x -> enter -> body -> factor -> leave -> + x -> norm
+    pre:   x -> norm -> enter -> body -> bound -> factor -> leave -> + x
+    post:  x -> enter -> body -> bound -> factor -> leave -> + x -> norm
     layer: (x, x0) -> blend -> mixer part -> cross-attention part -> MLP part
 
 Post: Vaswani et al. 2017; pre: Xiong et al. 2020, arXiv:2002.04745; factor: Touvron et al. 2021, arXiv:2103.17239.
@@ -44,6 +44,15 @@ class Factor(nn.Module):
         return y_BLD * self.weight
 
 
+class Bound(nn.Module):
+    """y / sqrt(1 + mean(y^2)): small outputs pass, large ones come to a root mean square of 1."""
+
+    def forward(self, y_BLD: Tensor) -> Tensor:
+        """[B, L, D] to [B, L, D]."""
+        power_BL1 = y_BLD.float().square().mean(-1, keepdim=True)
+        return y_BLD * (1 + power_BL1).rsqrt().to(y_BLD.dtype)
+
+
 class PrePart(nn.Module):
     """x + body(norm(x)): the norm before the body."""
 
@@ -54,13 +63,14 @@ class PrePart(nn.Module):
         self.norm = make_norm(dialect, width)
         self.body = body
         self.factor = nn.Identity() if dialect.layer_scale is None else Factor(width, dialect.layer_scale)
+        self.bound = Bound() if dialect.bounded else nn.Identity()
         self.cond = make_port(cond_width, width)
 
     def forward(self, x_BLD: Tensor, scene: Scene, memory: LayerMemory | None = None) -> Tensor:
         """[B, L, D] to [B, L, D]."""
         change = self.cond(scene)
         y_BLD = self.body(change.enter(self.norm(x_BLD)), scene, memory)
-        return x_BLD + change.leave(self.factor(y_BLD))
+        return x_BLD + change.leave(self.factor(self.bound(y_BLD)))
 
 
 class PostPart(PrePart):
@@ -70,7 +80,7 @@ class PostPart(PrePart):
         """[B, L, D] to [B, L, D]."""
         change = self.cond(scene)
         y_BLD = self.body(change.enter(x_BLD), scene, memory)
-        return self.norm(x_BLD + change.leave(self.factor(y_BLD)))
+        return self.norm(x_BLD + change.leave(self.factor(self.bound(y_BLD))))
 
 
 class Skip(nn.Module):

@@ -109,6 +109,7 @@ def why_not(model: Any) -> str:
         "its norms stand after the sums": dialect.place != "pre",
         "its positions are relative": dialect.positions == "relative",
         "it has layer factors or residual scalars": dialect.layer_scale is not None or dialect.residual_scalars,
+        "its parts are bounded": dialect.bounded,
         "its norms have no weights": dialect.norm == "rms_bare" and dialect.qk_norm != "none",
         "it has no MLP": dialect.mlp == "none",
         "it has condition or context ports": bool(backbone.cond_width or backbone.context_width),

@@ -1,11 +1,13 @@
 """A small UNet: the trunk that diffusion began with, kept as the baseline of the transformer.
 
-    image_BCYX -> convolution -> [block -> skip, halve the sides] x levels -> one layer of attention at the smallest
-        -> [double the sides, join the skip -> block] x levels -> norm -> convolution -> image_BCYX
+    image_BCYX -> convolution -> [block -> skip, halve the sides] x levels -> layers of attention at the smallest
+        -> what each place is told -> [double the sides, join the skip -> block] x levels -> norm -> convolution
 
 Ronneberger et al. 2015, arXiv:1505.04597; Ho et al. 2020, arXiv:2006.11239; the condition shifts and scales after each
 block's second norm and closes its output at first (Dhariwal and Nichol 2021, arXiv:2105.05233). The attention is a
-layer of the shared backbone, with the same ports.
+layer of the shared backbone, with the same ports. Where there is a context, on the way up each place is shifted and
+scaled by the words that it attends to (`Local`), as Park et al. 2019 (SPADE, arXiv:1903.07291) do by a map of labels:
+with one vector for all places, captions of two things are bags of words for long (docs/experiments.md, 2026-12-01).
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from nomoat.core.errors import ConfigError
 from nomoat.core.types import Ports
 from nomoat.nn.backbone import Backbone
 from nomoat.nn.derive import forward_mode
+from nomoat.nn.dialect import OURS
 
 GROUPS = 8
 
@@ -57,7 +60,8 @@ class UNet:
     @property
     def attention(self) -> Backbone:
         """The layers at the smallest level."""
-        return Backbone(self.width, self.depth, self.heads, causal=False, position_axes=2, cond_width=self.width)
+        sizes = {"width": self.width, "depth": self.depth, "heads": self.heads, "cond_width": self.width}
+        return Backbone(**sizes, causal=False, position_axes=2, dialect=replace(OURS, bounded=True))
 
 
 class Block(nn.Module):
@@ -74,11 +78,17 @@ class Block(nn.Module):
             assert weight is not None
             nn.init.zeros_(weight)
 
-    def forward(self, x_BCYX: Tensor, cond_BD: Tensor) -> Tensor:
-        """[B, C, Y, X] to the other number of channels; `cond_BD` after its SiLU."""
-        scale_BC11, shift_BC11 = self.cond(cond_BD)[..., None, None].chunk(2, dim=1)
+    def forward(self, x_BCYX: Tensor, cond: Tensor) -> Tensor:
+        """[B, C, Y, X] to the other number of channels; `cond` after its SiLU, for all places [B, D] or for each of
+        a coarser grid [B, y, x, D]."""
+        told = self.cond(cond)
+        if told.ndim == 2:
+            told = told[..., None, None]
+        else:
+            told = F.interpolate(told.permute(0, 3, 1, 2), size=x_BCYX.shape[2:], mode="nearest")
+        scale, shift = told.chunk(2, dim=1)
         y_BCYX = self.norm_2(self.conv_1(F.silu(self.norm_1(x_BCYX))))
-        y_BCYX = self.conv_2(F.silu(torch.addcmul(shift_BC11, y_BCYX, 1 + scale_BC11)))
+        y_BCYX = self.conv_2(F.silu(torch.addcmul(shift, y_BCYX, 1 + scale)))
         return self.skip(x_BCYX) + y_BCYX
 
 
@@ -89,11 +99,43 @@ class Blocks(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleList(Block(outputs if place else inputs, outputs, cond_width) for place in range(count))
 
-    def forward(self, x_BCYX: Tensor, cond_BD: Tensor) -> Tensor:
+    def forward(self, x_BCYX: Tensor, cond: Tensor) -> Tensor:
         """[B, C, Y, X] to the other number of channels."""
         for block in self.blocks:
-            x_BCYX = block(x_BCYX, cond_BD)
+            x_BCYX = block(x_BCYX, cond)
         return x_BCYX
+
+
+class Local(nn.Module):
+    """What each place of a picture is told: its own mean of the context.
+
+    All words weigh the same at first, in all places: the mean of all, as of a vector for the whole picture. Whoever
+    sees that it is the red one then attends to what stands beside "red".
+
+    Args:
+        width: D of the stream and of the context.
+        heads: each has weights of its own, for its part of the context.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads, self.norm = heads, nn.GroupNorm(GROUPS, width)
+        self.query, self.key = (nn.Linear(width, width, bias=False) for _ in range(2))
+        nn.init.zeros_(self.query.weight)
+
+    def forward(self, x_BDYX: Tensor, ports: Ports) -> Tensor:
+        """[B, Y, X, D]."""
+        assert ports.context_BMD is not None
+        sides, words_BMD, valid_BM = x_BDYX.shape[2:], ports.context_BMD, ports.context_valid_BM
+        x_BLD = self.norm(x_BDYX).flatten(2).transpose(1, 2)
+        q_BLHK, k_BMHK, v_BMHK = (
+            each.unflatten(-1, (self.heads, -1)) for each in (self.query(x_BLD), self.key(words_BMD), words_BMD)
+        )
+        scores_BHLM = torch.einsum("blhk,bmhk->bhlm", q_BLHK, k_BMHK) / q_BLHK.shape[-1] ** 0.5
+        if valid_BM is not None:
+            scores_BHLM = scores_BHLM.masked_fill(~valid_BM[:, None, None], -torch.inf)
+        mean_BLHK = torch.einsum("bhlm,bmhk->blhk", scores_BHLM.softmax(-1), v_BMHK.to(scores_BHLM.dtype))
+        return mean_BLHK.flatten(2).unflatten(1, sides)
 
 
 class UNetTrunk(nn.Module):
@@ -112,6 +154,7 @@ class UNetTrunk(nn.Module):
         self.down = nn.ModuleList(Blocks(width, width, config.blocks, cond) for width in widths)
         self.halve = nn.ModuleList(nn.Conv2d(*pair, 3, stride=2, padding=1) for pair in pairwise(widths))
         self.stack = replace(config.attention, context_width=cond if context else 0).build()
+        self.local = Local(cond, config.heads) if context else None
         below = reversed((*widths[1:], widths[-1]))
         joined = zip(below, reversed(widths), strict=True)
         self.up = nn.ModuleList(Blocks(deep + width, width, config.blocks, cond) for deep, width in joined)
@@ -131,11 +174,14 @@ class UNetTrunk(nn.Module):
                 what = f"{len(ports.residuals)} residuals for {len(skips)} levels and the smallest once more"
                 raise ConfigError(what, fix=f"pass {len(found)}")
             *skips, x_BCYX = map(torch.add, found, ports.residuals)
-        cond_BD = F.silu(ports.cond_BD)
+        cond = ports.cond_BD
+        if self.local is not None and ports.context_BMD is not None:
+            cond = cond[:, None, None] + self.local(x_BCYX, ports)
+        cond = F.silu(cond)
         for blocks, skip_BCYX in zip(self.up, reversed(skips), strict=True):
             if x_BCYX.shape[2:] != skip_BCYX.shape[2:]:
                 x_BCYX = F.interpolate(x_BCYX, size=skip_BCYX.shape[2:], mode="nearest")
-            x_BCYX = blocks(torch.cat((x_BCYX, skip_BCYX), dim=1), cond_BD)
+            x_BCYX = blocks(torch.cat((x_BCYX, skip_BCYX), dim=1), cond)
         return self.last(F.silu(self.norm(x_BCYX)))
 
     def encode(self, image_BCYX: Tensor, ports: Ports, told: Tensor | None = None) -> list[Tensor]:
@@ -183,7 +229,7 @@ class UNetFollower(nn.Module):
     def __init__(self, trunk: UNetTrunk, hint_channels: int, times: int) -> None:
         super().__init__()
         self.copy, self.times = deepcopy(trunk).requires_grad_(), times
-        del self.copy.up, self.copy.norm, self.copy.last
+        del self.copy.up, self.copy.norm, self.copy.last, self.copy.local
         self.hints = nn.Conv2d(hint_channels * times**2, trunk.first.out_channels, 3, padding=1)
         widths = [conv.out_channels for conv in (trunk.first, *trunk.halve)]
         self.outputs = nn.ModuleList(nn.Conv2d(width, width, 1) for width in (*widths, widths[-1]))
