@@ -77,6 +77,6 @@ def test_each_place_is_told_what_it_attends_to_and_at_first_the_mean_of_all():
     means = torch.stack([words[0].mean(0), words[1, :2].mean(0)])
     torch.testing.assert_close(told, means[:, None, None].expand(2, 3, 4, 8))
     told = moved(local)(x, ports)
-    assert told.std((1, 2)).min() > 1e-3
+    assert told.std((1, 2)).mean(1).min() > 1e-2
     hidden = torch.where(valid[..., None], words, 100.0)
     torch.testing.assert_close(local(x, Ports(context_BMD=hidden, context_valid_BM=valid)), told)
