@@ -60,8 +60,8 @@ class UNet:
     @property
     def attention(self) -> Backbone:
         """The layers at the smallest level."""
-        sizes = {"width": self.width, "depth": self.depth, "heads": self.heads, "cond_width": self.width}
-        return Backbone(**sizes, causal=False, position_axes=2, dialect=replace(OURS, bounded=True))
+        bounded, width = replace(OURS, bounded=True), self.width
+        return Backbone(width, self.depth, self.heads, causal=False, position_axes=2, cond_width=width, dialect=bounded)
 
 
 class Block(nn.Module):
