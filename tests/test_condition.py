@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from stacks import NAMES, WIDTH, make, named, noise, shaken
@@ -9,7 +11,9 @@ from torch.testing import assert_close
 
 from nomoat.core.errors import ConfigError
 from nomoat.core.types import Ports
+from nomoat.families.diffusion import Diffusion
 from nomoat.nn.backbone import Backbone
+from nomoat.nn.unet import UNet
 
 PORTS = {
     "cond": ({"cond_width": 6}, Ports(cond_BD=noise(2, 6))),
@@ -106,3 +110,24 @@ def test_layer_scale_multiplies_each_part():
     assert_close(first(x).x_BLD, second(x).x_BLD)
     shaken(second)
     assert not torch.isclose(first(x).x_BLD, second(x).x_BLD).all()
+
+
+def test_bounded_parts_add_little_as_it_is_and_much_as_one():
+    bounded = replace(named("OURS"), bounded=True, zero_init=False, residual_scalars=False)
+    stack = Backbone(width=WIDTH, depth=1, heads=2, dialect=bounded).build()
+    x = noise(2, 5, WIDTH).float()
+    for factor, least, most in ((1e-4, 0.0, 1e-3), (1e6, 0.3, 2.001)):  # two parts, each of a root mean square of 1
+        with torch.no_grad():
+            for name, weight in stack.named_parameters():
+                if name.endswith(("body.out.weight", "body.down.weight")):
+                    weight.copy_(factor * noise(*weight.shape).float())
+        change = stack(x, ports=Ports(want=(0,))).layers[0] - x
+        size = change.square().mean(-1).sqrt()
+        assert least <= size.min() and size.max() <= most
+
+
+@pytest.mark.parametrize("trunk", [UNet(widths=(8, 16), heads=2), Backbone(16, 1, 2, causal=False)])
+def test_what_scales_and_gates_is_not_moved_by_muon(trunk):
+    model = Diffusion(size=8, patch=4, trunk=trunk, vocab_size=5).build({})
+    roles = {name: model.role_of(name, weight) for name, weight in model.named_parameters() if ".cond." in name}
+    assert set(roles.values()) == {"head"}
