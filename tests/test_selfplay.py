@@ -104,12 +104,26 @@ def test_games_fork_off_from_those_before_them() -> None:
     assert set(stones) == {0, 1, 2, 3, 4}  # from none, one or two stones, one or two on
     assert (GAME.legal(table.state[stones > 2])[:, 4] == 0).all()
     assert len(np.unique(GAME.key(table.state[stones > 0]))) > 50
-    assert not table.length.any()
+    assert (table.length == stones).all() and (table.begun == stones).all()
+    rows = np.flatnonzero(stones > 2)  # the moves at random are in the line, but are not learned
+    assert (9 - GAME.legal(table.states[rows, stones[rows] - 1]).sum(1) == stones[rows] - 1).all()
+    result = GAME.outcome(table.state)[1]
+    assert not len(table._ended(np.arange(300), result, np.random.default_rng(2))["value"])
+
+
+def test_games_that_fork_off_from_forks_do_not_begin_later_and_later() -> None:
+    table = Table(GAME, 200, Manner(simulations=2, cheap=1, openings=0, forks=1.0), np.random.default_rng(0))
+    chance, begun = np.random.default_rng(3), list[float]()
+    for _ in range(60):
+        table.play(uniform(9), 1, chance)
+        begun.append(float(table.begun.mean()))
+    assert np.mean(begun[-20:]) < 5
+    assert table.health.plies / table.health.games > 6  # whole games are counted
 
 
 def test_what_a_value_learns_of_what_came_after() -> None:
     table = Table(GAME, 2, Manner(mix=0.25), np.random.default_rng(0))
-    table.length[:] = 3, 2
+    table.length[:], table.begun[:] = (3, 2), 0
     table.values[:, :3], table.known[:] = [[0.4, 0.0, -0.4], [0.8, 0.0, 9.0]], np.nan
     table.known[0, 1] = 1.0
     learned = table._ended(np.array([0, 1]), np.array([0.0, -1.0]), np.random.default_rng(0))["value"]

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 VARIETY_PLY = 8
-"""Opening variety is counted at this ply, in games that do not fork off from others."""
+"""Opening variety is counted at this ply, in games that came to it by moves of their own."""
 FORKED = 2
 """Moves at random with which a game forks off, at most."""
 
@@ -43,8 +43,8 @@ class Manner:
         full: share of the searches that are full.
         rule: how edges are chosen.
         openings: half of the games begin with 1 to so many moves at random, which are not learned.
-        forks: share of the games that go off from a position of the game before, by `FORKED` moves at random at most,
-            so that more is learned than the lines that both sides have come to like (as some games of Wu 2019).
+        forks: share of the games that go off from some position of the game before, by `FORKED` moves at random at
+            most, so that more is learned than the lines that both sides have come to like (as some games of Wu 2019).
         mix: weight of the search's own value in what the value learns, beside how the game ended.
         noisy: moves of a game that full searches make with noise; later ones are the best that was found, so that games
             end as their positions deserve. None: all.
@@ -114,7 +114,7 @@ class Table:
         self.game, self.count, self.manner = game, count, manner
         shape = (count, game.plies)
         self.state = game.start(count)
-        self.length, self.forked = np.zeros(count, np.int64), np.zeros(count, bool)
+        self.length, self.begun = np.zeros(count, np.int64), np.zeros(count, np.int64)
         self.states = np.zeros(shape, self.state.dtype)
         self.policies = np.zeros((*shape, game.actions), np.float32)
         self.masks, self.values, self.known = (np.zeros(shape, np.float32) for _ in range(3))
@@ -140,13 +140,13 @@ class Table:
         most = int(self.length.max())
         names = ("states", "policies", "masks", "values", "known")
         arrays = {name: getattr(self, name)[:, :most] for name in names}
-        return {**arrays, "state": self.state, "length": self.length, "forked": self.forked}
+        return {**arrays, "state": self.state, "length": self.length, "begun": self.begun}
 
     def take(self, kept: dict[str, Any]) -> None:
         """Go on from what `kept` gave."""
         for name in ("states", "policies", "masks", "values", "known"):
             getattr(self, name)[:, : kept[name].shape[1]] = kept[name]
-        self.state, self.length, self.forked = kept["state"], kept["length"], kept["forked"]
+        self.state, self.length, self.begun = kept["state"], kept["length"], kept["begun"]
 
     def _move(self, value: Value, chance: np.random.Generator) -> Positions:
         manner, rows = self.manner, np.arange(self.count)
@@ -170,7 +170,7 @@ class Table:
         lost = known * (1 - 2 * self.game.mover(self.state)) == -1
         self.masks[rows, self.length], self.values[rows, self.length] = full & ~lost, root
         self.known[rows, self.length] = known
-        opened = self.state[(self.length == VARIETY_PLY) & ~self.forked]
+        opened = self.state[(self.length == VARIETY_PLY) & (self.begun < VARIETY_PLY)]
         self.health.openings.update(self.game.key(opened).tolist())
         self.length += 1
         self.state = self.game.step(self.state, action)
@@ -179,7 +179,9 @@ class Table:
 
     def _ended(self, over: Array, result: Array, chance: np.random.Generator) -> Positions:
         """What is learned from games that have ended; others begin in their places."""
-        mix, game, ply = self.manner.mix, *np.nonzero(np.arange(self.game.plies) < self.length[over, None])
+        plies = np.arange(self.game.plies)
+        played = (plies >= self.begun[over, None]) & (plies < self.length[over, None])
+        mix, game, ply = self.manner.mix, *np.nonzero(played)
         at = (over[game], ply)
         ended, root, known = result[at[0]], self.values[at], self.known[at]
         value = np.where(np.isnan(known), (1 - mix) * ended + mix * root, known).astype(np.float32)
@@ -209,22 +211,29 @@ class Table:
         health.mistaken += int((proved & edges.known[at, first] & ~edges.best_known[at, first]).sum())
 
     def _open(self, games: Array, chance: np.random.Generator) -> None:
-        """New games in these places, half of them after a few moves at random; or what forks off from those there."""
+        """New games in these places, half of them after a few moves at random; or what forks off from those there.
+
+        What comes before a game's own moves stays in its row, so that what forks off from a fork may do so anywhere in
+        the line that led to it: else games would begin later and later.
+        """
         if not len(games):
             return
-        state, game = self.game.start(len(games)), self.game
-        most = self.manner.openings
+        game, most = self.game, self.manner.openings
         left = chance.integers(1, most + 1, len(games)) if most else np.zeros(len(games), int)
         left *= chance.random(len(games)) < 0.5
+        ply = np.zeros(len(games), np.int64)
+        state = game.start(len(games))
         if self.manner.forks:
             forked = (chance.random(len(games)) < self.manner.forks) & (self.length[games] > 0)
-            ply = (chance.random(len(games)) * self.length[games]).astype(np.int64)
-            state[forked], self.forked[games] = self.states[games, ply][forked], forked
+            ply = np.where(forked, chance.random(len(games)) * self.length[games], 0).astype(np.int64)
+            state[forked] = self.states[games, ply][forked]
             left[forked] = chance.integers(1, FORKED + 1, int(forked.sum()))
         while (left > 0).any():
             rows = np.flatnonzero(left > 0)
             after = game.step(state[rows], random_actions(game, state[rows], chance))
             over = game.outcome(after).over_B
-            state[rows[~over]] = after[~over]
             left[rows] = np.where(over, 0, left[rows] - 1)
-        self.state[games], self.length[games] = state, 0
+            rows, after = rows[~over], after[~over]
+            self.states[games[rows], ply[rows]], state[rows] = state[rows], after
+            ply[rows] += 1
+        self.state[games], self.length[games], self.begun[games] = state, ply, ply
