@@ -13,9 +13,11 @@ from nomoat.nn.unet import UNet
 data = Shapes(size=32)
 recipe = Recipe(
     about="Pictures of 32 pixels from captions: a UNet that guesses the clean picture (flow matching).",
-    family=Diffusion(size=32, trunk=UNet(), vocab_size=data.words().vocab_size, caption_length=data.caption_length),
+    family=Diffusion(
+        size=32, trunk=UNet(depth=3), vocab_size=data.words().vocab_size, caption_length=data.caption_length
+    ),
     data=data,
     budget=Budget.parse("20m"),
-    batch_size=64,
+    batch_size=32,
     ema=0.998,
 )
