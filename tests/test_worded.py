@@ -73,6 +73,18 @@ def test_with_legality_on_all_lines_are_legal_and_off_few_are(model, family: str
     assert (on == again).all()
 
 
+def test_rows_are_what_the_model_would_write_token_by_token(model) -> None:
+    ids, _ = NOTATION.blank(PROBLEMS[:6])
+    ids = ids[:, : NOTATION.prompt_length]
+    for place in range(NOTATION.prompt_length, NOTATION.length):
+        with torch.inference_mode():
+            logits = model.decode(torch.from_numpy(ids), model.memory(6, place), range(6))[:, -1].numpy()
+        likeliest = np.where(NOTATION.allowed(ids)[:, place], logits, -np.inf).argmax(1)
+        ids = np.concatenate((ids, likeliest[:, None]), 1)
+    ((_, written),) = solve(model, NOTATION, PROBLEMS[:6], 1, seed=0, temperature=0)
+    np.testing.assert_array_equal(written, ids)
+
+
 def test_what_is_solved_is_what_the_text_alone_shows(model) -> None:
     easy = np.repeat(PROBLEMS[:1], 300)
     found = solved(model, NOTATION, easy, 1, 0)[:, 0]

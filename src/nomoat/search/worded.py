@@ -174,18 +174,23 @@ def solve(
 def _decoded(
     model: Any, notation: Notation, problem_B: States, chance: np.random.Generator, legal: bool, temperature: float
 ) -> Array:
-    """Rows written token by token."""
-    device = next(model.parameters()).device
+    """Rows written token by token. What all rows can only go on with is not asked of the model."""
+    device, rows = next(model.parameters()).device, np.arange(len(problem_B))
     ids_BL, _ = notation.blank(problem_B)
     ids_BL = ids_BL[:, : notation.prompt_length]
-    memory, new_BL = model.memory(len(ids_BL), notation.length), ids_BL
+    memory, unread_BL = model.memory(len(ids_BL), notation.length), ids_BL
     for place in range(notation.prompt_length, notation.length):
-        tokens = torch.from_numpy(np.ascontiguousarray(new_BL)).to(device)
-        logits_BV = model.decode(tokens, memory, range(len(ids_BL)), True)[:, -1].float().cpu().numpy()
-        if legal:
-            logits_BV = np.where(notation.allowed(ids_BL)[:, place], logits_BV, -np.inf)
-        noise_BV = chance.gumbel(size=logits_BV.shape) * temperature
-        new_BL = (logits_BV + noise_BV).argmax(1)[:, None]
+        allowed_BV = notation.allowed(ids_BL)[:, place] if legal else None
+        if allowed_BV is not None and (allowed_BV.sum(1) == 1).all():
+            new_BL = allowed_BV.argmax(1)[:, None]
+            unread_BL = np.concatenate((unread_BL, new_BL), 1)
+        else:
+            tokens = torch.from_numpy(np.ascontiguousarray(unread_BL)).to(device)
+            logits_BV = model.decode(tokens, memory, rows.tolist(), True)[:, -1].float().cpu().numpy()
+            if allowed_BV is not None:
+                logits_BV = np.where(allowed_BV, logits_BV, -np.inf)
+            noise_BV = chance.gumbel(size=logits_BV.shape) * temperature
+            unread_BL = new_BL = (logits_BV + noise_BV).argmax(1)[:, None]
         ids_BL = np.concatenate((ids_BL, new_BL), 1)
     return ids_BL
 
