@@ -12,11 +12,11 @@ from nomoat.nn.backbone import Backbone
 
 data = CountdownProblems(sizes=(4,))
 recipe = Recipe(
-    about="A masked diffusion model of 4 M parameters on Countdown with four numbers.",
+    about="A masked diffusion model of 1.7 M parameters on Countdown with four numbers.",
     family=Masked(
         vocab_size=data.vocab_size,
         context_length=data.context_length,
-        backbone=Backbone(width=192, depth=8, heads=6, causal=False),
+        backbone=Backbone(width=128, depth=8, heads=4, causal=False),
         focus=1.0,
     ),
     data=data,

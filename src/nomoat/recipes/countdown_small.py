@@ -13,11 +13,11 @@ from nomoat.nn.backbone import Backbone
 
 data = CountdownProblems(sizes=(4,))
 recipe = Recipe(
-    about="A GPT of 4 M parameters on Countdown with four numbers.",
+    about="A GPT of 1.7 M parameters on Countdown with four numbers.",
     family=LM(
         vocab_size=data.vocab_size,
         context_length=data.context_length,
-        backbone=Backbone(width=192, depth=8, heads=6),
+        backbone=Backbone(width=128, depth=8, heads=4),
     ),
     data=data,
     budget=Budget.parse("30m"),
