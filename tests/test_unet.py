@@ -7,9 +7,6 @@ import torch
 
 from nomoat.core.errors import ConfigError
 from nomoat.core.types import Ports
-from nomoat.nn.backbone import Backbone
-from nomoat.nn.patch import Places
-from nomoat.nn.trunk import Patched
 from nomoat.nn.unet import UNet, UNetTrunk
 
 
@@ -83,25 +80,3 @@ def test_each_place_is_told_what_it_attends_to_and_at_first_the_mean_of_all():
     assert told.std((1, 2)).mean(1).min() > 1e-2
     hidden = torch.where(valid[..., None], words, 100.0)
     torch.testing.assert_close(local(x, Ports(context_BMD=hidden, context_valid_BM=valid)), told)
-
-
-@pytest.mark.parametrize("make", [lambda: trunk(widths=(8, 16, 32)), lambda: Patched(Backbone(32, 2, 2), 4, (3, 2))])
-def test_where_all_looks_the_same_a_place_still_knows_where_it_is(make):
-    torch.manual_seed(0)
-    net, even, ports = moved(make()).eval(), torch.zeros(1, 3, 96, 96), Ports(cond_BD=torch.randn(1, 32))
-
-    def differ() -> float:  # one pixel of each patch, far from an edge
-        with torch.no_grad():
-            return float(net(even, ports)[..., 40:60:4, 40:60:4].std((2, 3)).mean())
-
-    told = differ()
-    with torch.no_grad():
-        net.places.waves.weight.zero_()
-    assert told > 5 * differ()  # attention among places that see the edge tells a little too
-
-
-def test_places_differ_and_are_where_they_are_in_a_finer_grid_too():
-    places = Places(24)
-    coarse_PD, fine_YXD = places(3, 5).flatten(0, 1), places(9, 15)
-    assert torch.cdist(coarse_PD, coarse_PD).fill_diagonal_(1).min() > 0.05
-    assert torch.allclose(fine_YXD[1::3, 1::3].flatten(0, 1), coarse_PD, atol=1e-5)

@@ -1,7 +1,6 @@
-"""Pictures in and out of the stack: square patches to tokens and back, and where each of them is.
+"""Pictures in and out of the stack: square patches to tokens and back.
 
     image_BCYX -> patches of P x P -> linear -> x_BLD, positions [B, L, 2] (row, column) -> ... -> image_BCYX
-    rows, columns -> waves over the height and the width -> linear -> places_YXD
 
 Dosovitskiy et al. 2020, arXiv:2010.11929.
 """
@@ -36,34 +35,6 @@ class Patchify(nn.Module):
             torch.arange(rows, device=image_BCYX.device), torch.arange(columns, device=image_BCYX.device)
         )
         return self.embed(patches_BLF), grid.expand(len(image_BCYX), -1, -1)
-
-
-WAVES = 8
-
-
-class Places(nn.Module):
-    """Where each place of a grid is.
-
-    Rotary positions tell how far two places are apart, and convolutions see an edge that is near. Where all is noise,
-    neither says which half of the picture this is, and "a red square left of a blue circle" cannot be obeyed.
-
-    Args:
-        width: D.
-    """
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.waves = nn.Linear(2 * WAVES, width, bias=False)
-
-    def forward(self, rows: int, columns: int) -> Tensor:
-        """[rows, columns, D]: half waves of both coordinates, 1 to 8 over a side, joined by what was learned."""
-        weight_DW = self.waves.weight
-        turns_W = torch.pi * torch.arange(1, WAVES + 1, device=weight_DW.device)
-        row_YW, column_XW = (
-            (torch.arange(n, device=turns_W.device) + 0.5)[:, None] / n * turns_W for n in (rows, columns)
-        )
-        down_DW, across_DW = weight_DW.chunk(2, dim=1)
-        return (row_YW.cos() @ down_DW.T)[:, None] + column_XW.cos() @ across_DW.T
 
 
 class Unpatchify(nn.Module):

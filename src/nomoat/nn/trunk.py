@@ -1,6 +1,6 @@
 """A transformer between pictures: patches in, the stack, patches out.
 
-    image_BCYX -> (3x3 convolution) -> patches + places -> x_BLD -> stack(ports) -> patches -> (3x3 convolution)
+    image_BCYX -> (3x3 convolution) -> patches -> x_BLD -> stack(ports) -> patches -> (3x3 convolution) -> image_BCYX
 
 Peebles and Xie 2022, arXiv:2212.09748 (DiT). nn/unet.py is the other trunk; both are called as `trunk(image, ports)`,
 and both have a follower, the copy of their first half that reads a control picture (families/control.py).
@@ -20,7 +20,7 @@ from nomoat.core.types import Ports, Trace
 from nomoat.nn.backbone import Backbone
 from nomoat.nn.condition import NoPort
 from nomoat.nn.derive import forward_mode
-from nomoat.nn.patch import Patchify, Places, Unpatchify
+from nomoat.nn.patch import Patchify, Unpatchify
 
 
 class Trunk(Protocol):
@@ -72,7 +72,7 @@ class Patched(nn.Module):
         )
         enters, leaves = (stem, stem) if stem else channels
         self.stem = nn.Sequential(nn.Conv2d(channels[0], stem, 3, padding=1), nn.SiLU()) if stem else nn.Identity()
-        self.patchify, self.places = Patchify(enters, patch, width), Places(width)
+        self.patchify = Patchify(enters, patch, width)
         self.stack = backbone.build()
         self.unpatchify = Unpatchify(width, patch, leaves)
         self.head: nn.Module = nn.Identity()
@@ -83,9 +83,7 @@ class Patched(nn.Module):
 
     def tokens(self, image_BCYX: Tensor) -> tuple[Tensor, Tensor]:
         """What the stack is given: tokens [B, L, D] and positions [B, L, 2]."""
-        x_BLD, positions = self.patchify(self.stem(image_BCYX))
-        rows, columns = (side // self.patchify.patch for side in image_BCYX.shape[2:])
-        return x_BLD + self.places(rows, columns).flatten(0, 1), positions
+        return self.patchify(self.stem(image_BCYX))
 
     def trace(self, image_BCYX: Tensor, ports: Ports) -> Trace:
         """What the stack makes of a picture, with the layers that `ports.want` names."""

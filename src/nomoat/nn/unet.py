@@ -1,6 +1,6 @@
 """A small UNet: the trunk that diffusion began with, kept as the baseline of the transformer.
 
-    image_BCYX -> convolution -> [block -> skip, halve the sides] x levels -> + places -> layers of attention
+    image_BCYX -> convolution -> [block -> skip, halve the sides] x levels -> layers of attention at the smallest
         -> what each place is told -> [double the sides, join the skip -> block] x levels -> norm -> convolution
 
 Ronneberger et al. 2015, arXiv:1505.04597; Ho et al. 2020, arXiv:2006.11239; the condition shifts and scales after each
@@ -25,7 +25,6 @@ from nomoat.core.types import Ports
 from nomoat.nn.backbone import Backbone
 from nomoat.nn.derive import forward_mode
 from nomoat.nn.dialect import OURS
-from nomoat.nn.patch import Places
 
 GROUPS = 8
 
@@ -154,7 +153,6 @@ class UNetTrunk(nn.Module):
         self.first = nn.Conv2d(channels[0], widths[0], 3, padding=1)
         self.down = nn.ModuleList(Blocks(width, width, config.blocks, cond) for width in widths)
         self.halve = nn.ModuleList(nn.Conv2d(*pair, 3, stride=2, padding=1) for pair in pairwise(widths))
-        self.places = Places(cond)
         self.stack = replace(config.attention, context_width=cond if context else 0).build()
         self.local = Local(cond, config.heads) if context else None
         below = reversed((*widths[1:], widths[-1]))
@@ -206,9 +204,8 @@ class UNetTrunk(nn.Module):
         return UNetFollower(self, hint_channels, times)
 
     def _attend(self, x_BCYX: Tensor, ports: Ports) -> Tensor:
-        """One picture's smallest level, with its places, as tokens through the stack, added to what it was."""
+        """One picture's smallest level as tokens through the stack, added to what it was."""
         rows, columns = x_BCYX.shape[2:]
-        x_BCYX = x_BCYX + self.places(rows, columns).permute(2, 0, 1)
         device = x_BCYX.device
         grid = torch.cartesian_prod(torch.arange(rows, device=device), torch.arange(columns, device=device))
         kernel = "plain" if forward_mode((x_BCYX,)) else None
