@@ -292,7 +292,7 @@ def test_games_that_cannot_be_searched_are_refused(text: str, match: str) -> Non
 def test_without_open_spiel_the_error_says_how_to_get_it(monkeypatch) -> None:
     monkeypatch.setattr("nomoat.games.open_spiel.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'nomoat\[games\]'"):
-        find("open-spiel:hex(board_size=4)")
+        find("open-spiel:hex(board_size=6)")  # a size that no other test has loaded: games are kept
 
 
 @without_open_spiel
