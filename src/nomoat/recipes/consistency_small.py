@@ -18,7 +18,7 @@ recipe = Recipe(
     family=Consistency(replace(plain.family, objective=CONSISTENCY), guidance=2.0),
     data=plain.data,
     budget=Budget.parse("10m"),
-    batch_size=32,
+    batch_size=plain.batch_size,
     optimizer=Optimizer("adamw", adam_learning_rate=3e-4, weight_decay=0.0),
     ema=0.998,
     parts={"teacher": Ref("diffusion-small")},

@@ -175,7 +175,7 @@ def _decoded(
     model: Any, notation: Notation, problem_B: States, chance: np.random.Generator, legal: bool, temperature: float
 ) -> Array:
     """Rows written token by token. What all rows can only go on with is not asked of the model."""
-    device, rows = next(model.parameters()).device, np.arange(len(problem_B))
+    device = next(model.parameters()).device
     ids_BL, _ = notation.blank(problem_B)
     ids_BL = ids_BL[:, : notation.prompt_length]
     memory, unread_BL = model.memory(len(ids_BL), notation.length), ids_BL
@@ -186,7 +186,7 @@ def _decoded(
             unread_BL = np.concatenate((unread_BL, new_BL), 1)
         else:
             tokens = torch.from_numpy(np.ascontiguousarray(unread_BL)).to(device)
-            logits_BV = model.decode(tokens, memory, rows.tolist(), True)[:, -1].float().cpu().numpy()
+            logits_BV = model.decode(tokens, memory, range(len(ids_BL)), True)[:, -1].float().cpu().numpy()
             if allowed_BV is not None:
                 logits_BV = np.where(allowed_BV, logits_BV, -np.inf)
             noise_BV = chance.gumbel(size=logits_BV.shape) * temperature
