@@ -8,7 +8,8 @@
 random plies for both colours, no noise; 32 and 200 simulations a move. Mistakes: on the labelled positions
 (positions.csv), by the raw policy and after 32 and 800 simulations; beside them the controls of `positions.py
 controls`. Correlation: of the value head with the solver's result. `ceiling` trains the same network on positions of
-noisy games whose values and best moves the solver gives: what capacity there is. Results are merged into
+noisy games whose values and best moves the solver gives: what capacity there is; with --openings on positions of 4 to
+11 stones that bitbully looks up in its book (pip install bitbully bitbully-databases). Results are merged into
 benchmarks/results/connect_four.json.
 """
 
@@ -27,7 +28,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from connect_four.play import PHASES, load, positions
+from connect_four.play import ILLEGAL, PHASES, load, positions
 from peers import ROOT, record
 
 from nomoat import making, selfplaying
@@ -72,13 +73,11 @@ def boards(state_B: Any) -> Any:
 
 def states(moves: list[list[int]]) -> Any:
     """Positions as states."""
-    made = []
-    for line in moves:
-        state = GAME.start(1)
-        for action in line:
-            state = GAME.step(state, np.array([action]))
-        made.append(state)
-    return np.concatenate(made)
+    state, stones_B = GAME.start(len(moves)), np.array([len(line) for line in moves])
+    for ply in range(stones_B.max()):
+        on_B = stones_B > ply
+        state[on_B] = GAME.step(state[on_B], np.array([line[ply] for line in moves if len(line) > ply]))
+    return state
 
 
 def judged(run: Run, games: int = 200) -> dict[str, Any]:
@@ -165,6 +164,24 @@ def solved(task: tuple[int, float]) -> tuple[Any, Any]:
     return np.concatenate(rows), np.concatenate(values)
 
 
+def looked_up(task: tuple[int, float]) -> tuple[Any, Any]:
+    """The same for positions with 4 to 11 stones, by bitbully's book."""
+    from bitbully import BitBully, Board
+    from connect_four.positions import noisy_game
+
+    seed, seconds = task
+    solver, other, chance = load(16), BitBully(), np.random.default_rng((8, seed))
+    known = dict[tuple[int, ...], list[int]]()
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        moves = noisy_game(solver, 11, chance) or []
+        for line in (tuple(moves[:stones]) for stones in range(4, len(moves) + 1)):
+            if line not in known:
+                scores = other.score_all_moves(Board(list(line)))
+                known[line] = [int(np.sign(scores[x])) if x in scores else ILLEGAL for x in range(GAME.actions)]
+    return states([list(line) for line in known]), np.array(list(known.values()), np.int8)
+
+
 def ceiling(asked: argparse.Namespace) -> dict[str, Any]:
     """The recipe's network on solved positions, for half of the time: the best that so small a net can do.
 
@@ -172,10 +189,11 @@ def ceiling(asked: argparse.Namespace) -> dict[str, Any]:
     """
     import torch
 
-    kept, seconds = asked.work / f"solved-{asked.minutes:g}.npz", 30 * asked.minutes
+    make, kind = (looked_up, "looked-up") if asked.openings else (solved, "solved")
+    kept, seconds = asked.work / f"{kind}-{asked.minutes:g}.npz", 30 * asked.minutes
     if not kept.exists():
         with multiprocessing.get_context("spawn").Pool(2) as pool:
-            made = pool.map(solved, [(seed, seconds) for seed in range(2)])
+            made = pool.map(make, [(seed, seconds) for seed in range(2)])
         np.savez(kept, state=np.concatenate([each[0] for each in made]), values=np.concatenate([e[1] for e in made]))
     state, values = (np.load(kept)[name] for name in ("state", "values"))
     recipe, chance = override(find("connect-four"), asked.settings), np.random.default_rng(asked.seed)
@@ -220,11 +238,13 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--games", type=int, default=200, help="a match; 0: none")
+    parser.add_argument("--openings", action="store_true", help="`ceiling`: positions of 4 to 11 stones")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--results", type=Path, default=RESULTS)
     asked = parser.parse_intermixed_args()
     held = json.loads(asked.results.read_text())["figures"] if asked.results.exists() else {}
-    key = ", ".join([asked.what, f"{asked.minutes:g} minutes", f"seed {asked.seed}", *asked.settings])
+    what = f"{asked.what} of openings" if asked.openings else asked.what
+    key = ", ".join([what, f"{asked.minutes:g} minutes", f"seed {asked.seed}", *asked.settings])
     if asked.what == "ceiling":
         held[key] = ceiling(asked)
     else:
