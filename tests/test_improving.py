@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -139,11 +140,24 @@ def test_each_way_makes_a_run_with_what_it_came_to(base: Run, by: str) -> None:
     assert "pass@1" in (run.path / "card.md").read_text()
     model = load(run)
     assert hasattr(model, "judge") if by == "prm" else hasattr(model, "decode")
-    if by == "star":  # the second round began with the first's weights
+    if by == "star":
+        first, second = report["course"]
+        count, right = re.match(r"round 1: ([\d,]+) answers, right ([\d.]+), groups without", first).groups()
+        assert int(count.replace(",", "")) % improving.TRIES == 0 and 0 < float(right) < 1
+        assert second.startswith("round 2")
+        # the second round began with the first's weights
         assert Run.open(run.recipe.start).recipe.start.run == base.name
         assert nomoat.think(run, "20 5 4 > 29 |", budget=2, max_tokens=12).done
         kept = next(iter(Kept(run.recipe.data.path).stream(model, 32, 0)))
         assert (kept["right"] == 1).all()
+
+
+def test_tries_that_have_become_alike_are_told() -> None:
+    before = {"pass@1": 0.2, "pass@4": 0.5, "pass@16": 0.8, "questions": 200.0}
+    for after, told in ((0.65, True), (0.75, False), (0.9, False)):
+        said = improving.Improvement("star", "countdown:4", before, before | {"pass@16": after}, ()).as_text()
+        assert ("have become alike" in said) == told
+    assert "alike" not in improving.Improvement("prm", "countdown:4", before, None, ()).as_text()
 
 
 def test_what_cannot_be_improved_is_said(base: Run, tmp_path: Path, monkeypatch) -> None:
@@ -161,7 +175,7 @@ def test_what_cannot_be_improved_is_said(base: Run, tmp_path: Path, monkeypatch)
     yes.write_text("def check(problem, candidate):\n    return True\n")
     with pytest.raises(DataError, match="cannot teach"):
         improving.improve(base, f"{yes}:check:{questions}")
-    monkeypatch.setattr(improving, "written", lambda *_: (tmp_path / "none.npz", 0.0))
+    monkeypatch.setattr(improving, "written", lambda *_: (tmp_path / "none.npz", np.zeros((1, 8), bool)))
     with pytest.raises(DataError, match="no right answer"):
         improving.improve(base, "countdown:3", budget="2s")
 
