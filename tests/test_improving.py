@@ -140,6 +140,8 @@ def test_each_way_makes_a_run_with_what_it_came_to(base: Run, by: str) -> None:
     assert "pass@1" in (run.path / "card.md").read_text()
     model = load(run)
     assert hasattr(model, "judge") if by == "prm" else hasattr(model, "decode")
+    if by in ("grpo", "rloo"):  # what wrote the answers is what is reinforced
+        assert not run.recipe.data.task.legal
     if by == "star":
         first, second = report["course"]
         count, right = re.match(r"round 1: ([\d,]+) answers, right ([\d.]+), groups without", first).groups()

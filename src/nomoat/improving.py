@@ -124,10 +124,14 @@ def _reinforced(run: Run, task: Task, budget: Budget, by: str, how: tuple[str, i
     """GRPO or RLOO."""
     from nomoat.data.rollouts import Rollouts
     from nomoat.families.grpo import GRPO
+    from nomoat.search.tasks import CountdownTask
 
     _, seed, _ = how
     spelling = run.path / "tokenizer.json"
-    data = Rollouts(task, TRIES, "group" if by == "grpo" else "others", str(spelling) if spelling.exists() else "")
+    # What is reinforced must be what wrote: were only legal tokens drawn, nothing would hold the probability of all of
+    # them together, and it runs away.
+    free = replace(task, legal=False) if isinstance(task, CountdownTask) else task
+    data = Rollouts(free, TRIES, "group" if by == "grpo" else "others", str(spelling) if spelling.exists() else "")
     recipe = replace(
         _of(run, by, budget, seed),
         about=f"{run.label}, reinforced on {task.name} ({by}).",
