@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from nomoat.core.budget import Budget
+from nomoat.core.domain import Guess
 from nomoat.core.errors import ConfigError, DataError
 from nomoat.core.recipe import Recipe, find
 from nomoat.core.run import Run
@@ -100,15 +101,42 @@ def test_games_fork_off_from_those_before_them() -> None:
     table.length[:] = 3
     table._open(np.arange(300), np.random.default_rng(1))
     stones = 9 - GAME.legal(table.state).sum(1)
-    assert 0.4 < (stones == 0).mean() < 0.6
-    assert set(stones) == {0, 1, 2, 3, 4}  # from none, one or two stones, one or two on
-    assert (GAME.legal(table.state[stones > 2])[:, 4] == 0).all()
-    assert len(np.unique(GAME.key(table.state[stones > 0]))) > 50
-    assert (table.length == stones).all() and (table.begun == stones).all()
-    rows = np.flatnonzero(stones > 2)  # the moves at random are in the line, but are not learned
-    assert (9 - GAME.legal(table.states[rows, stones[rows] - 1]).sum(1) == stones[rows] - 1).all()
-    result = GAME.outcome(table.state)[1]
-    assert not len(table._ended(np.arange(300), result, np.random.default_rng(2))["value"])
+    forked = table.left > 0
+    assert 0.4 < forked.mean() < 0.6
+    assert not stones[~forked].any()
+    assert set(stones[forked]) == {0, 1, 2} and set(table.left[forked]) == {1, 2}
+    assert (table.astray[forked] == 1).all()
+    begun = stones + table.left
+    table.play(uniform(9), 2, np.random.default_rng(2))
+    assert (table.begun == begun).all() and (table.length == stones + 2).all()
+    assert len(np.unique(GAME.key(table.state[forked]))) > 50
+    rows = np.flatnonzero(stones == 2)  # the moves at random are in the line, but are not learned
+    for ply in range(4):
+        assert (9 - GAME.legal(table.states[rows, ply]).sum(1) == ply).all()
+    learned = table._ended(np.arange(300), GAME.outcome(table.state)[1], np.random.default_rng(2))
+    assert len(learned["value"]) == (stones + 2 - begun).sum()
+
+
+def test_an_opening_goes_astray_as_often_as_its_game_was_told() -> None:
+    """What is not at random is the policy's first choice; an opening ends before the move that ends the game."""
+
+    def likes_the_first(state: np.ndarray) -> Guess:
+        return Guess(np.tile(-np.arange(9, dtype=np.float32), (len(state), 1)), np.zeros(len(state), np.float32))
+
+    manner = Manner(simulations=2, cheap=1, openings=9, astray=0.0)
+    table = Table(GAME, 2000, manner, np.random.default_rng(0))
+    assert abs((table.left > 0).mean() - 0.5) < 0.05 and table.left.max() == 9
+    assert abs(table.astray.mean() - 0.5) < 0.05 and table.astray.min() < 0.1
+    table.left[:], table.astray[:] = 3, np.linspace(0, 1, 2000)
+    table.play(likes_the_first, 3, np.random.default_rng(1))
+    liked = (GAME.legal(table.state)[:, :3] == 0).all(1)  # the first three cells are taken
+    assert liked[:100].mean() > 0.8 > 0.3 > liked[-100:].mean()
+    table.left[:], table.astray[:] = 9, 1.0
+    assert not len(table.play(uniform(9), 1, np.random.default_rng(2))["value"])
+    for ply in range(5):
+        table.play(uniform(9), 1, np.random.default_rng((3, ply)))
+        assert not GAME.outcome(table.state).over_B.any()
+        assert ((table.left == 0) | (table.begun == table.length)).all()
 
 
 def test_games_that_fork_off_from_forks_do_not_begin_later_and_later() -> None:

@@ -7,10 +7,10 @@
 `train` is what `nomoat selfplay connect-four` does, then `judge`. Matches: 200 games, the same 100 openings of 2 to 5
 random plies for both colours, no noise; 32 and 200 simulations a move. Mistakes: on the labelled positions
 (positions.csv), by the raw policy and after 32 and 800 simulations; beside them the controls of `positions.py
-controls`. Correlation: of the value head with the solver's result. `ceiling` trains the same network on positions of
-noisy games whose values and best moves the solver gives: what capacity there is; with --openings on positions of 4 to
-11 stones that bitbully looks up in its book (pip install bitbully bitbully-databases). Results are merged into
-benchmarks/results/connect_four.json.
+controls`, and the raw policy's on positions of its own newest games. Correlation: of the value head with the solver's
+result. `ceiling` trains the same network on positions of noisy games whose values and best moves the solver gives: what
+capacity there is; with --openings on positions of 4 to 11 stones that bitbully looks up in its book (pip install
+bitbully bitbully-databases). Results are merged into benchmarks/results/connect_four.json.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ from nomoat.evaluate.figure import wilson
 from nomoat.games.connect_four import ConnectFour
 from nomoat.games.match import elo, match
 from nomoat.search.players import Searcher
-from nomoat.search.selfplay import health, playing
+from nomoat.search.replay import Replay
+from nomoat.search.selfplay import FOLDER, health, playing
 
 GAME = ConnectFour()
 RESULTS = ROOT / "benchmarks" / "results" / "connect_four.json"
@@ -104,6 +105,7 @@ def judged(run: Run, games: int = 200) -> dict[str, Any]:
         }
         found["correlation"]["all"] = float(np.corrcoef(value, result)[0, 1])
         found["correlation"]["any positions"] = _anywhere(guess)
+        found["its own games"] = _own(run, guess)
         for simulations, depth in ((0, 5), (32, 5), (200, 5), (200, 7)) if games else ():
             one, points = Searcher(GAME, guess, simulations), []
             for openings in (2, 3, 4, 5):
@@ -138,6 +140,35 @@ def _anywhere(guess: Any, count: int = 600) -> float:
     state = states(rows)
     result = solver.values(boards(state)).max(1)
     return float(np.corrcoef(guess(state).value_B * (1 - 2 * GAME.mover(state)), result)[0, 1])
+
+
+def _own(run: Run, guess: Any, count: int = 400) -> dict[str, Any]:
+    """Mistakes on the newest positions that it learned from, chosen as the labelled ones: raw, and of what it learned.
+
+    And the correlation of its values, and of what they learned, with the solver's result.
+    """
+    replay, solver, found = Replay(run.path / FOLDER, 300_000, GAME), load(24), dict[str, Any]()
+    replay.read()
+    kept = replay.draw(20 * count, np.random.default_rng(5))
+    board = boards(kept["state"])
+    stones = (board != 0).sum((1, 2))
+    for phase in list(PHASES)[1:]:
+        rows = np.flatnonzero(np.isin(stones, PHASES[phase]) & ~solver.wins(board).any(1) & (kept["policy_mask"] > 0))
+        values_BA = solver.values(board[rows[: 2 * count]])
+        legal_BA, best_B = values_BA != ILLEGAL, values_BA.max(1)
+        rows = rows[: 2 * count][matters := (legal_BA & (values_BA < best_B[:, None])).any(1)]
+        values_BA, best_B, told = values_BA[matters], best_B[matters], guess(kept["state"][rows])
+        raw = np.where(GAME.legal(kept["state"][rows]), told.logits_BA, -np.inf).argmax(1)
+        sign = 1 - 2 * GAME.mover(kept["state"][rows])
+        at = np.arange(len(rows))
+        found[phase] = {
+            "positions": len(rows),
+            "raw": float((values_BA[at, raw] < best_B).mean()),
+            "learned": float((values_BA[at, kept["policy"][rows].argmax(1)] < best_B).mean()),
+            "correlation": float(np.corrcoef(told.value_B * sign, best_B)[0, 1]),
+            "correlation of what was learned": float(np.corrcoef(kept["value"][rows] * sign, best_B)[0, 1]),
+        }
+    return found
 
 
 def trained(asked: argparse.Namespace) -> Run:

@@ -31,6 +31,9 @@ VARIETY_PLY = 8
 """Opening variety is counted at this ply, in games that came to it by moves of their own."""
 FORKED = 2
 """Moves at random with which a game forks off, at most."""
+BETWEEN = ("state", "length", "begun", "left", "astray")
+"""What is known of each game that goes on: where it is, how many moves it has, how many came before its own, how many
+are left of its opening, and what share of those is at random."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,9 @@ class Manner:
         cheap: of a cheap one.
         full: share of the searches that are full.
         rule: how edges are chosen.
-        openings: half of the games begin with 1 to so many moves at random, which are not learned.
+        openings: half of the games begin with 1 to so many moves that are not searched and not learned.
+        astray: least share of such moves that are at random, each game having its own between this and 1; the others
+            are the policy's first choices.
         forks: share of the games that go off from some position of the game before, by `FORKED` moves at random at
             most, so that more is learned than the lines that both sides have come to like (as some games of Wu 2019).
         mix: weight of the search's own value in what the value learns, beside how the game ended.
@@ -55,6 +60,7 @@ class Manner:
     full: float = 0.5
     rule: Gumbel = Gumbel()
     openings: int = 6
+    astray: float = 1.0
     forks: float = 0.0
     mix: float = 0.25
     noisy: int | None = None
@@ -114,7 +120,8 @@ class Table:
         self.game, self.count, self.manner = game, count, manner
         shape = (count, game.plies)
         self.state = game.start(count)
-        self.length, self.begun = np.zeros(count, np.int64), np.zeros(count, np.int64)
+        self.length, self.begun, self.left = (np.zeros(count, np.int64) for _ in range(3))
+        self.astray = np.zeros(count, np.float32)
         self.states = np.zeros(shape, self.state.dtype)
         self.policies = np.zeros((*shape, game.actions), np.float32)
         self.masks, self.values, self.known = (np.zeros(shape, np.float32) for _ in range(3))
@@ -140,16 +147,18 @@ class Table:
         most = int(self.length.max())
         names = ("states", "policies", "masks", "values", "known")
         arrays = {name: getattr(self, name)[:, :most] for name in names}
-        return {**arrays, "state": self.state, "length": self.length, "begun": self.begun}
+        return {**arrays, **{name: getattr(self, name) for name in BETWEEN}}
 
     def take(self, kept: dict[str, Any]) -> None:
         """Go on from what `kept` gave."""
         for name in ("states", "policies", "masks", "values", "known"):
             getattr(self, name)[:, : kept[name].shape[1]] = kept[name]
-        self.state, self.length, self.begun = kept["state"], kept["length"], kept["begun"]
+        for name in BETWEEN:
+            setattr(self, name, kept[name])
 
     def _move(self, value: Value, chance: np.random.Generator) -> Positions:
         manner, rows = self.manner, np.arange(self.count)
+        opening = self.left > 0
         full = chance.random(self.count) < manner.full
         noise = chance.gumbel(size=(self.count, self.game.actions)).astype(np.float32)
         if manner.noisy is not None:
@@ -157,25 +166,41 @@ class Table:
         policy = np.zeros((self.count, self.game.actions), np.float32)
         action = np.zeros(self.count, np.int64)
         root, known = np.zeros(self.count, np.float32), np.zeros(self.count, np.float32)
-        for chosen, simulations in ((full, manner.simulations), (~full, manner.cheap)):
+        action[opening] = self._astray(value, np.flatnonzero(opening), chance)
+        for noisy, chosen, simulations in (
+            (True, full & ~opening, manner.simulations),
+            (False, ~full & ~opening, manner.cheap),
+        ):
             if not chosen.any():
                 continue
             trees = Trees(self.game, self.state[chosen], value, simulations + 1)
-            planned = plan(trees, manner.rule, simulations, noise[chosen] if chosen is full else None)
+            planned = plan(trees, manner.rule, simulations, noise[chosen] if noisy else None)
             policy[chosen], action[chosen] = planned.policy_BA, planned.action_B
             root[chosen], known[chosen] = planned.value_B, planned.known_B
             self._count(trees, planned)
         self.states[rows, self.length], self.policies[rows, self.length] = self.state, policy
         # Where the mover has lost whatever he does, there is no policy to learn.
         lost = known * (1 - 2 * self.game.mover(self.state)) == -1
-        self.masks[rows, self.length], self.values[rows, self.length] = full & ~lost, root
+        self.masks[rows, self.length], self.values[rows, self.length] = full & ~lost & ~opening, root
         self.known[rows, self.length] = known
         opened = self.state[(self.length == VARIETY_PLY) & (self.begun < VARIETY_PLY)]
         self.health.openings.update(self.game.key(opened).tolist())
-        self.length += 1
-        self.state = self.game.step(self.state, action)
-        over, result = self.game.outcome(self.state)
-        return self._ended(np.flatnonzero(over), result, chance)
+        after = self.game.step(self.state, action)
+        over, result = self.game.outcome(after)
+        early = opening & over  # an opening ends before the move that would end the game
+        self.state = np.where(early, self.state, after)
+        self.length += ~early
+        self.left = np.where(early, 0, np.maximum(0, self.left - 1))
+        self.begun = np.where(opening, self.length, self.begun)
+        return self._ended(np.flatnonzero(over & ~early), result, chance)
+
+    def _astray(self, value: Value, rows: Array, chance: np.random.Generator) -> Array:
+        """The next moves of openings: at random, or what the policy likes best."""
+        state = self.state[rows]
+        if not len(rows):
+            return np.zeros(0, np.int64)
+        liked = np.where(self.game.legal(state), value(state).logits_BA, -np.inf).argmax(1)
+        return np.where(chance.random(len(rows)) < self.astray[rows], random_actions(self.game, state, chance), liked)
 
     def _ended(self, over: Array, result: Array, chance: np.random.Generator) -> Positions:
         """What is learned from games that have ended; others begin in their places."""
@@ -211,29 +236,22 @@ class Table:
         health.mistaken += int((proved & edges.known[at, first] & ~edges.best_known[at, first]).sum())
 
     def _open(self, games: Array, chance: np.random.Generator) -> None:
-        """New games in these places, half of them after a few moves at random; or what forks off from those there.
+        """New games in these places, half of them with an opening; or what forks off from those there.
 
         What comes before a game's own moves stays in its row, so that what forks off from a fork may do so anywhere in
         the line that led to it: else games would begin later and later.
         """
         if not len(games):
             return
-        game, most = self.game, self.manner.openings
+        manner, most = self.manner, self.manner.openings
         left = chance.integers(1, most + 1, len(games)) if most else np.zeros(len(games), int)
         left *= chance.random(len(games)) < 0.5
-        ply = np.zeros(len(games), np.int64)
-        state = game.start(len(games))
-        if self.manner.forks:
-            forked = (chance.random(len(games)) < self.manner.forks) & (self.length[games] > 0)
+        astray = chance.uniform(manner.astray, 1, len(games)).astype(np.float32)
+        ply, state = np.zeros(len(games), np.int64), self.game.start(len(games))
+        if manner.forks:
+            forked = (chance.random(len(games)) < manner.forks) & (self.length[games] > 0)
             ply = np.where(forked, chance.random(len(games)) * self.length[games], 0).astype(np.int64)
             state[forked] = self.states[games, ply][forked]
-            left[forked] = chance.integers(1, FORKED + 1, int(forked.sum()))
-        while (left > 0).any():
-            rows = np.flatnonzero(left > 0)
-            after = game.step(state[rows], random_actions(game, state[rows], chance))
-            over = game.outcome(after).over_B
-            left[rows] = np.where(over, 0, left[rows] - 1)
-            rows, after = rows[~over], after[~over]
-            self.states[games[rows], ply[rows]], state[rows] = state[rows], after
-            ply[rows] += 1
-        self.state[games], self.length[games], self.begun[games] = state, ply, ply
+            left[forked], astray[forked] = chance.integers(1, FORKED + 1, int(forked.sum())), 1
+        self.state[games], self.left[games], self.astray[games] = state, left, astray
+        self.length[games] = self.begun[games] = ply
