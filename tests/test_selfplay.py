@@ -139,6 +139,13 @@ def test_an_opening_goes_astray_as_often_as_its_game_was_told() -> None:
         assert ((table.left == 0) | (table.begun == table.length)).all()
 
 
+@pytest.mark.parametrize("wrong", [{"astray": 1.5}, {"forks": -0.1}, {"mix": 2.0}, {"cheap": 0}, {"openings": -1}])
+def test_how_games_cannot_be_played_is_said(wrong: dict[str, float]) -> None:
+    (name, value), *_ = wrong.items()
+    with pytest.raises(ConfigError, match=rf"{name}.* {value}"):
+        Manner(**wrong)
+
+
 def test_games_that_fork_off_from_forks_do_not_begin_later_and_later() -> None:
     table = Table(GAME, 200, Manner(simulations=2, cheap=1, openings=0, forks=1.0), np.random.default_rng(0))
     chance, begun = np.random.default_rng(3), list[float]()

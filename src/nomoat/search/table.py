@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nomoat.core.errors import ConfigError
 from nomoat.games.rules import random_actions
 from nomoat.search.planning import Planned, plan
 from nomoat.search.replay import Positions
@@ -64,6 +65,16 @@ class Manner:
     forks: float = 0.0
     mix: float = 0.25
     noisy: int | None = None
+
+    def __post_init__(self) -> None:
+        shares = {name: getattr(self, name) for name in ("full", "astray", "forks", "mix")}
+        if wrong := [f"{name} is {share}" for name, share in shares.items() if not 0 <= share <= 1]:
+            raise ConfigError("shares of how games are played lie in [0, 1]", ", ".join(wrong))
+        if min(self.simulations, self.cheap) < 1 or self.openings < 0:
+            raise ConfigError(
+                "a search has at least one simulation, an opening no fewer than no moves",
+                f"simulations {self.simulations}, cheap {self.cheap}, openings {self.openings}",
+            )
 
 
 @dataclass
